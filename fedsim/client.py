@@ -1,0 +1,222 @@
+"""The Flower ClientApp: it unpacks a message, calls the trainer, and packs the reply. Nothing is learnt here.
+
+A real node is one client. A simulated node may hold any number: a message with a `cohort` record names the clients to
+train, and says whether one weighted mean may stand for all of them (`fold`) or each must reply for itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from fedsim import flower
+from fedsim.data.population import Population
+from fedsim.training.evaluation import metrics_of, predict
+from fedsim.training.trainer import ClientFailure, ClientUpdate, Trainer, load_arrays
+from fedsim.types import ClientData, FedsimError, Params
+
+
+class ClientStates(Protocol):
+    """What clients keep between rounds."""
+
+    def get(self, client: int) -> Params:
+        """The client's state; empty where it has none."""
+
+    def put(self, client: int, state: Params) -> None:
+        """Keep a client's state."""
+
+
+class ContextStates:
+    """One client's state in the node's own Flower context: how a real device keeps it."""
+
+    def __init__(self, context: Context) -> None:
+        self.records = context.state.array_records
+
+    def get(self, client: int) -> Params:
+        """See ClientStates."""
+        record = self.records.get(str(client))
+        return {} if record is None else flower.from_record(record)
+
+    def put(self, client: int, state: Params) -> None:
+        """See ClientStates."""
+        if state:
+            self.records[str(client)] = flower.to_record(state)
+
+
+@dataclass
+class Devices:
+    """What stands behind a node: the trainer, who holds what, and (in a simulation) where states are kept."""
+
+    trainer: Trainer
+    population: Population
+    eval_batch_size: int
+    states: ClientStates | None = None
+
+    def states_of(self, context: Context) -> ClientStates:
+        """The simulation's store, or the node's own context."""
+        return self.states if self.states is not None else ContextStates(context)
+
+
+def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
+    """The app. `devices` is called when the first message comes, in the process that trains."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _train(devices(), message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _evaluate(devices(), message, context)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        """Which client this node is."""
+        metrics = MetricRecord({"client": int(context.node_config["partition-id"])})
+        return Message(RecordDict({flower.METRICS: metrics}), reply_to=message)
+
+    return app
+
+
+def _addressed(message: Message, context: Context) -> tuple[list[int], str, bool]:
+    """The clients that a message is for, the weight to fold by ("" for none), and whether it came to a chunk."""
+    cohort = flower.record_of(message.content, flower.COHORT)
+    if not cohort:
+        return [int(context.node_config["partition-id"])], "", False
+    return list(cohort["clients"]), str(cohort["fold"]), True  # type: ignore[arg-type]
+
+
+def _train(devices: Devices, message: Message, context: Context) -> Message:
+    clients, fold, chunked = _addressed(message, context)
+    config = flower.record_of(message.content, flower.CONFIG)
+    states = devices.states_of(context)
+    received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
+    updates = devices.trainer.train(
+        received, clients, devices.population.training_data, states.get, int(config["server-round"])  # type: ignore[arg-type]
+    )
+    reply = Reply(fold)
+    for update in updates:
+        if isinstance(update, ClientFailure):
+            if not chunked:
+                raise FedsimError(update.reason)
+            reply.fail(update)
+        else:
+            reply.add(update)
+            states.put(update.client, update.state)
+    return Message(reply.content(chunked), reply_to=message)
+
+
+class Reply:
+    """Gathers the updates of a chunk: into one weighted mean, or side by side."""
+
+    def __init__(self, fold: str) -> None:
+        self.fold = fold
+        self.sum: dict[str, Tensor] = {}
+        self.weight = 0.0
+        self.records: dict[int, ArrayRecord] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.failures: list[ClientFailure] = []
+
+    def fail(self, failure: ClientFailure) -> None:
+        """Count a client that raised."""
+        self.failures.append(failure)
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take in one client's update; its arrays are read now, and not kept unless each replies for itself."""
+        metrics = {flower.NUM_EXAMPLES: update.num_examples, **update.metrics}
+        self.metrics[update.client] = metrics
+        if not self.fold:
+            self.records[update.client] = flower.to_record(update.arrays)
+            return
+        if not self.sum:
+            self.sum = {name: torch.zeros_like(a, dtype=_sum_dtype(a)) for name, a in update.arrays.items()}
+        weight = float(metrics[self.fold])
+        self.weight += weight
+        for name, total in self.sum.items():
+            total.add_(update.arrays[name], alpha=weight)
+
+    def content(self, chunked: bool) -> RecordDict:
+        """The reply's records: see the module's docstring."""
+        if not chunked:
+            (client,) = self.records
+            return RecordDict(
+                {flower.ARRAYS: self.records[client], flower.METRICS: MetricRecord(dict(self.metrics[client]))}
+            )
+        content = RecordDict({flower.CLIENTS: self._vectors()})
+        if self.fold and self.metrics:
+            mean = {name: total / self.weight for name, total in self.sum.items()}
+            content[flower.ARRAYS] = flower.to_record(mean)
+            content[flower.METRICS] = MetricRecord(self._mean_metrics())
+        for client, record in self.records.items():
+            content[f"{flower.ARRAYS}/{client}"] = record
+            content[f"{flower.METRICS}/{client}"] = MetricRecord(dict(self.metrics[client]))
+        return content
+
+    def _vectors(self) -> ConfigRecord:
+        record = vectors(self.metrics)
+        record["failed"] = [failure.client for failure in self.failures]
+        record["reasons"] = [failure.reason for failure in self.failures]
+        return record
+
+    def _mean_metrics(self) -> dict[str, float]:
+        """Weighted means of the clients' metrics; of the weight itself the sum, as one client of that weight would send."""
+        rows = list(self.metrics.values())
+        means = {name: sum(row[self.fold] * row[name] for row in rows) / self.weight for name in rows[0]}
+        return {**means, self.fold: self.weight}
+
+
+def _sum_dtype(array: Tensor) -> torch.dtype:
+    """Counters (BatchNorm's) are averaged in float64 as Flower does; the server casts back."""
+    return array.dtype if array.is_floating_point() else torch.float64
+
+
+def vectors(metrics: dict[int, dict[str, float]]) -> ConfigRecord:
+    """Per-client metrics as one list a metric, beside the list of ids."""
+    record = ConfigRecord({"id": list(metrics)})
+    names = next(iter(metrics.values())) if metrics else {}
+    for name in names:
+        record[name] = [float(row[name]) for row in metrics.values()]
+    return record
+
+
+def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
+    clients, _, chunked = _addressed(message, context)
+    config = flower.record_of(message.content, flower.CONFIG)
+    received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
+    rows = dict(_evaluate_each(devices, received, clients, devices.states_of(context), str(config.get("split", "holdout"))))
+    if not rows:
+        raise FedsimError("it holds no examples to be evaluated on; raise population.holdout")
+    weight = sum(row[flower.NUM_EXAMPLES] for row in rows.values())
+    means = {k: sum(r[flower.NUM_EXAMPLES] * r[k] for r in rows.values()) / weight for k in next(iter(rows.values()))}
+    content = RecordDict({flower.METRICS: MetricRecord({**means, flower.NUM_EXAMPLES: weight})})
+    if chunked:
+        content[flower.CLIENTS] = vectors(rows)
+    return Message(content, reply_to=message)
+
+
+def _evaluate_each(
+    devices: Devices, received: Params, clients: list[int], states: ClientStates, split: str
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Each client's loss and accuracy (by example or position); clients without examples are left out."""
+    trainer, dataset, loaded = devices.trainer, devices.population.dataset, None
+    for client in clients:
+        arrays = trainer.client_half.initial(received, states.get(client))
+        if arrays is not loaded:
+            load_arrays(trainer.model, arrays)
+            loaded = arrays
+        if split == "test":
+            data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), dataset.preprocess
+        else:
+            data, preprocess = devices.population.holdout_data(client), None
+        found = predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess) if len(data.x) else None
+        if found is None or len(found.loss) == 0:
+            continue
+        metrics = metrics_of(found, dataset.num_outputs)
+        known = {name: value for name, value in metrics.items() if value is not None and name in ("loss", "accuracy")}
+        yield client, {flower.NUM_EXAMPLES: len(found.loss), **known}

@@ -1,0 +1,1 @@
+"""Datasets, who holds which rows of them, and what is wrong with those rows."""

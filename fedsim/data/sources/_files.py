@@ -1,0 +1,109 @@
+"""What the sources share: finding a file, reading it only if it is the right one, fetching it, and fixed splits."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fedsim.paths import data_dir
+from fedsim.rng import SERVER, numpy_generator
+from fedsim.types import FedsimError
+
+
+def package_file(package: str, *parts: str) -> Path | None:
+    """Path of a file inside an installed Python package, without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]).joinpath(*parts)
+
+
+def find_file(name: str, filename: str, root: str | None, *elsewhere: Path | None) -> Path | None:
+    """The first of root/filename, data_dir(name)/filename and `elsewhere` that is a file; reads nothing."""
+    places = [Path(root).expanduser() / filename] if root else []
+    places += [data_dir(name) / filename, *(place for place in elsewhere if place is not None)]
+    return next((place for place in places if place.is_file()), None)
+
+
+def missing(name: str, filename: str, root: str | None, how: str) -> FedsimError:
+    """The sentence for a dataset whose file is nowhere."""
+    looked = f"dataset.root={root} or " if root else ""
+    return FedsimError(
+        f"dataset {name} is not on this machine ({filename} is not in {looked}the usual places): "
+        f"get it with `{how}`, or set dataset.root to the folder that holds it"
+    )
+
+
+def read_bytes(path: Path, name: str, how: str, sha256: str | None = None) -> bytes:
+    """All bytes of `path`, unpacked where it is gzip. `sha256` is that of the unpacked bytes; None skips the check.
+
+    Hashing what is inside rather than the packed file accepts the same data packed by somebody else.
+    """
+    try:
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise FedsimError(f"dataset {name}: {path} cannot be read ({error}); get it anew with `{how}`") from None
+    check_sha256(content, sha256, path, name, how)
+    return content
+
+
+def check_sha256(content: bytes, sha256: str | None, path: Path, name: str, how: str) -> None:
+    """Refuse bytes that are not the ones this source was written for."""
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise FedsimError(
+            f"dataset {name}: {path} is corrupt or another version (SHA-256 {found[:12]}..., expected {sha256[:12]}...); "
+            f"get it anew with `{how}`"
+        )
+
+
+def download(url: str, path: Path, name: str, sha256: str | None = None) -> Path:
+    """Fetch `url` over https to `path` with a progress bar; whole or not at all. `sha256` is that of the unpacked bytes."""
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    from rich.progress import wrap_file
+
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urlopen(url, timeout=60) as reply, part.open("wb") as out:
+            size = int(reply.headers.get("Content-Length") or 0)
+            with wrap_file(reply, total=size, description=path.name) as stream:
+                while block := stream.read(1 << 16):
+                    out.write(block)
+        read_bytes(part, name, f"python -m fedsim.data {name} --fetch", sha256)
+        part.replace(path)
+    except (URLError, OSError, TimeoutError) as error:
+        raise FedsimError(f"dataset {name}: {url} cannot be fetched to {path.parent} ({error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def stratified_split(name: str, labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (train, test), both sorted, with round(fraction * count) of every class in test.
+
+    The draw depends on the dataset's name alone and not on the run's seed: every run and every paper that uses this
+    dataset tests on the same rows.
+    """
+    rng = numpy_generator(0, 0, SERVER, f"split/{name}")
+    chosen = []
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        chosen.append(rng.permutation(rows)[: round(fraction * len(rows))])
+    test = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), test), test
+
+
+def label_index(values: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Names (n) to (int64 index (n,), sorted unique names)."""
+    names, index = np.unique(np.asarray(list(values), dtype=str), return_inverse=True)
+    return index.astype(np.int64), tuple(names.tolist())

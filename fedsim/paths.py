@@ -1,0 +1,26 @@
+"""Where things lie on a machine: the configuration folder and the folder of fetched data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedsim.types import FedsimError
+
+
+def conf_dir() -> Path:
+    """The Hydra configuration: `fedsim/conf` in an installed wheel, `conf` beside the package in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "dataset").is_dir():
+            return folder
+    raise FedsimError(
+        f"no configuration folder at {package / 'conf'} or {package.parent / 'conf'}; "
+        "install fedsim anew with `pip install --force-reinstall fedsim-flower`"
+    )
+
+
+def data_dir(name: str) -> Path:
+    """Folder of the files fetched for dataset `name`: $FEDSIM_DATA/NAME, else ~/.cache/fedsim/NAME; may not exist."""
+    base = os.environ.get("FEDSIM_DATA")
+    return (Path(base) if base else Path.home() / ".cache" / "fedsim") / name
