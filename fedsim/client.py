@@ -6,6 +6,7 @@ train, and says whether one weighted mean may stand for all of them (`fold`) or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -218,5 +219,7 @@ def _evaluate_each(
         if found is None or len(found.loss) == 0:
             continue
         metrics = metrics_of(found, dataset.num_outputs)
-        known = {name: value for name, value in metrics.items() if value is not None and name in ("loss", "accuracy")}
+        names = ("loss",) if dataset.task == "regression" else ("loss", "accuracy")
+        values = {name: metrics[name] for name in names}
+        known = {name: math.nan if value is None else value for name, value in values.items()}  # NaN: it has diverged
         yield client, {flower.NUM_EXAMPLES: len(found.loss), **known}

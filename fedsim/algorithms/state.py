@@ -41,7 +41,7 @@ def _pack(where: str, value: Any) -> list[Any]:
     if value is None or isinstance(value, bool | int | float | str):
         return ["plain", value]
     if isinstance(value, np.ndarray | np.generic):
-        return ["array", np.asarray(value)]
+        return ["array", np.array(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return ["dict", {key: _pack(where, item) for key, item in value.items()}]
     if isinstance(value, list | tuple):

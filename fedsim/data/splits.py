@@ -76,8 +76,9 @@ def _largest_remainders(counts: np.ndarray, share: float) -> np.ndarray:
     sizes = np.floor(ideal).astype(np.int64)
     missing = round(float(ideal.sum())) - int(sizes.sum())
     by_remainder = np.argsort(sizes - ideal, kind="stable")
+    by_remainder = by_remainder[(sizes < counts - 1)[by_remainder]]  # a class's last row is not for the test
     sizes[by_remainder[:missing]] += 1
-    return np.minimum(sizes, counts - 1)
+    return sizes
 
 
 def _whole(rows: np.ndarray, is_test: np.ndarray, n: int) -> Split:

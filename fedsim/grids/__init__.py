@@ -1,1 +1,1 @@
-
+"""Where devices run. The server sees a Flower Grid and nothing else."""

@@ -1,7 +1,7 @@
 """The pictures of a run, drawn from its folder: `write_plots(run_dir)` writes plots/*.png.
 
-Each picture is a function from a run to a figure, or to None where the run holds nothing to draw: a missing number is left
-out, never drawn as zero. Colours are those of Okabe and Ito, told apart by people with any colour vision.
+Each picture is a function from a run to a figure, or to None where the run holds nothing to draw: a missing number is
+left out, never drawn as zero. Colours are those of Okabe and Ito, told apart by people with any colour vision.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#7A7A7A"
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
     "font.family": "DejaVu Sans",  # shipped with matplotlib, so that every machine draws the same
@@ -84,7 +84,9 @@ def read_run(run_dir: Path) -> Run:
 
     for name in ("summary.json", "rounds.parquet", "clients.parquet"):
         if not (run_dir / name).is_file():
-            raise FedsimError(f"{run_dir} has no {name}, so it is not a finished run; name the folder of a finished run")
+            raise FedsimError(
+                f"{run_dir} has no {name}, so it is not a finished run; name the folder of a finished run"
+            )
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     rounds, clients = pq.read_table(run_dir / "rounds.parquet"), pq.read_table(run_dir / "clients.parquet")
     return Run(run_dir, summary, _numbers(rounds), _numbers(clients), _class_counts(clients))
@@ -220,14 +222,21 @@ LOSSES = {
 
 
 def _learning_title(run: Run) -> str:
-    for name, best, text in (*((name, np.argmax, percent) for name in ACCURACIES), ("loss", np.argmin, "{:.3g}".format)):
+    for name, best, text in (
+        *((name, np.argmax, percent) for name in ACCURACIES),
+        ("loss", np.argmin, "{:.3g}".format),
+    ):
         rounds, values = run.curve(name)
         if len(values):
             at = int(best(values))
             what = "Loss" if name == "loss" else "Accuracy"
             whose = " on clients' own rows" if name.startswith("federated") else ""
             title = f"{what}{whose} is {text(values[-1])} after round {rounds[-1]:.0f}"
-            return title if at == len(values) - 1 else f"{title}; the best was {text(values[at])} at round {rounds[at]:.0f}"
+            return (
+                title
+                if at == len(values) - 1
+                else f"{title}; the best was {text(values[at])} at round {rounds[at]:.0f}"
+            )
     return "Loss on the devices while they train"
 
 
@@ -359,7 +368,7 @@ def client_accuracy(run: Run) -> Figure | None:
     worst, best = tenths(accuracy)
     title = f"The worst tenth of clients average {percent(worst)}, the best tenth {percent(best)}"
     figure, (left, right) = _figure(title, 2)
-    left.hist(accuracy, bins=np.linspace(0, 1, 21), color=BLUE, edgecolor="white", lw=0.6)
+    left.hist(accuracy, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, edgecolor="white", lw=0.6)
     left.axvline(accuracy.mean(), color="black", lw=1.2, label=f"mean {percent(accuracy.mean())}")
     left.axvline(worst, color=ORANGE, lw=1.2, ls="--", label=f"worst tenth {percent(worst)}")
     left.set_ylabel("clients")
@@ -428,7 +437,7 @@ def participation(run: Run) -> Figure | None:
 def _participation_panel(axes: Axes, times: np.ndarray, rounds: int) -> None:
     step = max(1, math.ceil((times.max() - times.min() + 1) / 60))  # whole numbers to a bar
     edges = np.arange(times.min(), times.max() + step + 1, step) - 0.5
-    axes.hist(times, bins=edges, color=BLUE, edgecolor="white", lw=0.6, label="this run")
+    axes.hist(times, bins=edges.tolist(), color=BLUE, edgecolor="white", lw=0.6, label="this run")
     share = times.mean() / max(rounds, 1)
     if 0 < share < 1:
         k = np.arange(max(edges[0] + 0.5, 0), min(edges[-1], rounds + 1))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,8 +42,9 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, task: str, batch_size: int, 
 def _predict_batches(
     model: nn.Module, x: Tensor, y: Tensor, task: str, batch_size: int, preprocess: nn.Module | None
 ) -> Iterator[tuple[Tensor | None, ...]]:
+    device = next(model.parameters()).device
     for start in range(0, len(x), batch_size):
-        batch, target = x[start : start + batch_size], y[start : start + batch_size]
+        batch, target = x[start : start + batch_size].to(device), y[start : start + batch_size].to(device)
         outputs = model(batch if preprocess is None else preprocess(batch))
         row = torch.arange(start, start + len(batch), device=outputs.device)
         if task == "regression":
@@ -88,6 +90,21 @@ def expected_calibration_error(correct: Tensor, confidence: Tensor, bins: int = 
     bin_of = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1  # intervals (a, b], as in the paper
     gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, correct.double() - confidence.double())
     return float(gap.abs().sum() / len(correct))
+
+
+def across_clients(values: Sequence[float]) -> dict[str, float]:
+    """How a metric spreads over clients: mean, std, and the means of the worst and best tenth (arXiv 1905.10497, table 1).
+
+    values: one a client, each client counting alike; larger is better; at least one.
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    tenth = max(1, math.ceil(len(ordered) / 10))
+    return {
+        "mean": float(ordered.mean()),
+        "std": float(ordered.std()),
+        "worst10": float(ordered[:tenth].mean()),
+        "best10": float(ordered[-tenth:].mean()),
+    }
 
 
 def finite_or_none(value: float) -> float | None:

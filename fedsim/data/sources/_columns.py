@@ -60,7 +60,9 @@ def split_rows(columns: Columns, split: str, test_share: float, seed: int, task:
         return user_split(texts(_given(columns.user, "user"), "users", columns.where), test_share, seed)
     if task == "regression":
         return random_split(len(columns.x), test_share, seed)
-    return stratified_split(_plain_labels(columns.label, columns.where), test_share, seed)
+    labels = _plain_labels(columns.label, columns.where)
+    _check_names(np.unique(labels), len(labels), columns.where)  # before the split, whose own sentence would mislead
+    return stratified_split(labels, test_share, seed)
 
 
 def _given(column: np.ndarray | None, key: str) -> np.ndarray:
@@ -84,16 +86,13 @@ def build(
     else:
         y_train, y_test, classes = class_labels(train, test)
     users, user_train, user_test = user_index(train, test)
-    parts = (
-        Examples(
-            torch.from_numpy(np.ascontiguousarray(part.x)),
-            y,
-            user,
-            None if part.time is None else times(part.time, part.where),
-        )
-        for part, y, user in ((train, y_train, user_train), (test, y_test, user_test))
-    )
-    return Dataset(name, *parts, cast(Task, task), tuple(classes), preprocess, users, source)
+    first, second = _examples(train, y_train, user_train), _examples(test, y_test, user_test)
+    return Dataset(name, first, second, cast(Task, task), tuple(classes), preprocess, users, source)
+
+
+def _examples(part: Columns, y: Tensor, user: np.ndarray | None) -> Examples:
+    time = None if part.time is None else times(part.time, part.where)
+    return Examples(torch.from_numpy(np.ascontiguousarray(part.x)), y, user, time)
 
 
 def class_labels(train: Columns, test: Columns) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -106,17 +105,19 @@ def class_labels(train: Columns, test: Columns) -> tuple[Tensor, Tensor, tuple[s
     if parts[0].dtype.kind != parts[1].dtype.kind:
         parts = [part.astype(str) for part in parts]
     names, label = np.unique(np.concatenate(parts), return_inverse=True)
-    if len(names) < 2:
-        raise FedsimError(
-            f"every row of {train.where} has the label {names[0]}; a classifier needs two classes or more"
-        )
-    if len(names) > MANY_CLASSES and 2 * len(names) > len(label):
-        raise FedsimError(
-            f"the labels of {train.where} have {len(names)} different values in {len(label)} rows; "
-            "name another column in dataset.label, or set dataset.task=regression to predict numbers"
-        )
+    _check_names(names, len(label), train.where)
     y = torch.from_numpy(label.astype(np.int64))
     return y[: len(parts[0])], y[len(parts[0]) :], tuple(str(name) for name in names)
+
+
+def _check_names(names: np.ndarray, rows: int, where: str) -> None:
+    if len(names) == 1:
+        raise FedsimError(f"every row of {where} has the label {names[0]}; a classifier needs two classes or more")
+    if len(names) > MANY_CLASSES and 2 * len(names) > rows:
+        raise FedsimError(
+            f"the labels of {where} have {len(names)} different values in {rows} rows; "
+            "name another column in dataset.label, or set dataset.task=regression to predict numbers"
+        )
 
 
 def counted_labels(part: Columns, num_classes: int) -> Tensor:
@@ -161,10 +162,11 @@ def times(values: np.ndarray, where: str) -> np.ndarray:
         import pandas as pd
 
         try:
-            dates = pd.to_datetime(pd.Series(values), utc=True)
+            dates = pd.to_datetime(pd.Series(values), utc=True, format="ISO8601")
         except (ValueError, TypeError, OverflowError):
             raise FedsimError(
-                f"the times of {where} are neither numbers nor dates; name another column in dataset.time"
+                f"the times of {where} are neither numbers nor dates such as 2024-12-31; "
+                "name another column in dataset.time"
             ) from None
         values = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy(np.float64)
     if values.dtype.kind not in "iuf" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
@@ -203,8 +205,8 @@ def _plain_labels(values: np.ndarray, where: str) -> np.ndarray:
     if values.dtype.kind == "f":
         if not (np.isfinite(values).all() and (values == np.round(values)).all()):
             raise FedsimError(
-                f"the labels of {where} hold fractions, NaN or infinity; set dataset.task=regression to predict numbers, "
-                "or mend them"
+                f"the labels of {where} hold fractions, NaN or infinity; mend them, or "
+                "set dataset.task=regression to predict numbers"
             )
         return values.astype(np.int64)
     names = texts(values, "labels", where)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import lzma
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,22 @@ def missing(name: str, filename: str, root: str | None, how: str) -> FedsimError
 
 
 def read_bytes(path: Path, name: str, how: str, sha256: str | None = None) -> bytes:
-    """All bytes of `path`, unpacked where it is gzip. `sha256` is that of the unpacked bytes; None skips the check.
+    """All bytes of `path`, unpacked where it is gzip or xz. `sha256` is that of the unpacked bytes; None skips the check.
 
     Hashing what is inside rather than the packed file accepts the same data packed by somebody else.
     """
     try:
-        raw = path.read_bytes()
-        content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
+        content = _unpack(path.read_bytes())
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise FedsimError(f"dataset {name}: {path} cannot be read ({error}); get it anew with `{how}`") from None
     check_sha256(content, sha256, path, name, how)
     return content
+
+
+def _unpack(raw: bytes) -> bytes:
+    if raw[:2] == b"\x1f\x8b":
+        return gzip.decompress(raw)
+    return lzma.decompress(raw) if raw[:6] == b"\xfd7zXZ\0" else raw
 
 
 def check_sha256(content: bytes, sha256: str | None, path: Path, name: str, how: str) -> None:
@@ -103,7 +108,12 @@ def stratified_split(name: str, labels: np.ndarray, fraction: float) -> tuple[np
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def label_index(values: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Names (n) to (int64 index (n,), sorted unique names)."""
-    names, index = np.unique(np.asarray(list(values), dtype=str), return_inverse=True)
-    return index.astype(np.int64), tuple(names.tolist())
+def user_index(names: np.ndarray, in_test: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Names (n,) to (int64 index (n,), names by index): users with training rows first, each part sorted.
+
+    So the users 0..k-1 are exactly those who can train; later ones are met in the test alone.
+    """
+    training = np.unique(names[~in_test])
+    order = np.concatenate([training, np.setdiff1d(names[in_test], training)])
+    sorter = np.argsort(order)
+    return sorter[np.searchsorted(order, names, sorter=sorter)].astype(np.int64), tuple(order.tolist())

@@ -1,4 +1,4 @@
-"""Tables of named columns (CSV, Parquet) to a `Dataset`: numbers stay, texts become one-hot, gaps are dealt with openly."""
+"""Tables of named columns (CSV, Parquet) to a `Dataset`: numbers stay, texts become one-hot, gaps are dealt with."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TableOptions:
         return tuple(column for column in (self.label, self.user, self.time) if column is not None)
 
     def columns(self, known: list[str], where: str) -> list[str]:
-        """Names of the columns to read, features first. Raises FedsimError where one is not `known` or makes no sense."""
+        """Names of the columns to read, features first. Raises FedsimError where one is unknown or senseless."""
         for key in ("label", "user", "time"):
             if getattr(self, key) is not None:
                 require_column(f"dataset.{key}", getattr(self, key), known, where)

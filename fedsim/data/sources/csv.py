@@ -68,15 +68,15 @@ def _read(path: Path, options: TableOptions, separator: str, na_values: list[str
     if not path.is_file():
         raise FedsimError(f"there is no file {path}; set dataset.path (and dataset.test_path) to a CSV file")
     try:
+        # Two lines: a first row longer than the header is an error here, and would name the rows below.
         first = pd.read_csv(
-            path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            path, sep=separator, header=None, nrows=2, dtype=str, keep_default_na=False, encoding="utf-8-sig"
         )
         header = [str(column) for column in first.iloc[0]]
         columns = options.columns(header, str(path))
         _check_header(header, columns, path)
-        table = pd.read_csv(
-            path, sep=separator, usecols=columns, na_values=na_values, low_memory=False, encoding="utf-8-sig"
-        )
+        # All columns, since with usecols pandas lets a row with too many values pass.
+        table = pd.read_csv(path, sep=separator, na_values=na_values, low_memory=False, encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise FedsimError(f"{path} is not UTF-8 text; convert it, as with `iconv -f latin1 -t utf8 IN > OUT`") from None
     except pd.errors.EmptyDataError:

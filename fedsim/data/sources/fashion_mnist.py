@@ -14,7 +14,7 @@ from fedsim.paths import data_dir
 from fedsim.types import FedsimError
 
 ABOUT = "Fashion-MNIST, 60,000 + 10,000 images, 28x28, 10 classes"
-HOW = "python -m fedsim.data fashion_mnist --fetch` or `apt-get install dataset-fashion-mnist"
+HOW = "python -m fedsim.data fashion_mnist --fetch, or apt-get install dataset-fashion-mnist"
 URL = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/"
 SHA256 = {  # of the unpacked files
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

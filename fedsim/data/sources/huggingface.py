@@ -140,10 +140,9 @@ def _numbers(part: Split, column: str) -> np.ndarray:
 
 
 def _columns(part: Split, x: np.ndarray, label: str, user: str | None, time: str | None) -> Columns:
-    others = [
-        None if column is None else plain_column(part, column, key) for column, key in ((user, "user"), (time, "time"))
-    ]
-    return Columns(x, plain_column(part, label, "label"), *others, part.where)
+    users = None if user is None else plain_column(part, user, "user")
+    moments = None if time is None else plain_column(part, time, "time")
+    return Columns(x, plain_column(part, label, "label"), users, moments, part.where)
 
 
 def _pipeline(x: np.ndarray, standardize: bool) -> nn.Module:

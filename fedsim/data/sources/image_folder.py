@@ -62,7 +62,7 @@ def load(
 def _read_classes(
     folder: Path, size: tuple[int, int] | None, grayscale: bool | None
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Pictures of every class folder, at any depth below it, and their classes. Files of other kinds are passed over."""
+    """Pictures of every class folder, at any depth below it, and their classes. Other files are passed over."""
     pictures: list[np.ndarray] = []
     labels: list[str] = []
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -19,14 +19,14 @@ from fedsim.paths import data_dir
 from fedsim.types import FedsimError
 
 ABOUT = "LEAF data sets (FEMNIST, Shakespeare, Synthetic) as LEAF's preprocess.sh writes them"
-HOW = "dataset=leaf (or femnist) dataset.root=DIR with DIR/train/*.json and DIR/test/*.json, such as leaf/data/femnist/data"
+HOW = "dataset=leaf (or femnist) dataset.root=DIR with DIR/train/*.json and DIR/test/*.json (leaf/data/femnist/data)"
 
 
 class UserRows(NamedTuple):
-    """One user of one file. x, y: the JSON lists, of the same length."""
+    """One user of one file. x: (rows, ...) numbers, or a list of texts; y: a list of as many labels."""
 
     user: str
-    x: list[Any]
+    x: Any
     y: list[Any]
 
 
@@ -110,7 +110,7 @@ def _packed(row: UserRows, path: Path) -> UserRows:
         ) from None
     if x.ndim < 2 or not np.isfinite(x).all():
         raise FedsimError(f"user {row.user} of {path} has NaN, infinity or single numbers for rows in x; mend it")
-    return UserRows(row.user, _bytes(x), row.y)  # type: ignore[arg-type]
+    return UserRows(row.user, _bytes(x), row.y)
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:

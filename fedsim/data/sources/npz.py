@@ -99,10 +99,10 @@ def _inputs(x: np.ndarray, key: str, path: str, channels_last: bool) -> np.ndarr
         with np.errstate(over="ignore"):
             return x.astype(np.float32)
     if x.ndim == 4 and x.shape[1] not in (1, 3, 4):
-        turn = "the other way round" if channels_last else "true"
+        turn = "false" if channels_last else "true"
         raise FedsimError(
             f"{key} of {path} has the shape {list(x.shape)}, where channels should come second; "
-            f"set dataset.channels_last {turn}"
+            f"set dataset.channels_last={turn}"
         )
     return x[:, None] if x.ndim == 3 else x
 

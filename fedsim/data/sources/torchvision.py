@@ -34,11 +34,9 @@ def load(name: str, root: str | None = None, emnist: str = "balanced") -> Datase
     """Pictures x (n, c, h, w) uint8 and labels y (n,) int64 in the official split. emnist: which part of EMNIST."""
     require_choice("dataset.name", name, NAMES)
     require_choice("dataset.emnist", emnist, EMNIST_PARTS)
-    folder = find(root)
+    folder = find(root) or (Path(root).expanduser() if root else data_dir("torchvision"))
     try:
-        train, test = (
-            _open(name, folder or data_dir("torchvision"), part, emnist, download=False) for part in ("train", "test")
-        )
+        train, test = (_open(name, folder, part, emnist, download=False) for part in ("train", "test"))
     except (RuntimeError, OSError, ValueError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FedsimError(

@@ -1,0 +1,71 @@
+"""Tables that R packages carry, read without R (with the package rdata), and the split that tables share."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fedsim.data.dataset import Dataset, Examples, Standardize
+from fedsim.data.sources._files import find_file, missing, stratified_split
+from fedsim.types import FedsimError, MissingPackageError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+R_LIBRARIES = ("usr/lib/R/site-library", "usr/lib/R/library", "usr/local/lib/R/site-library")
+
+
+def find_r_file(name: str, package: str, filename: str, root: str | None) -> Path | None:
+    """root/filename, a Debian package unpacked below root (`dpkg-deb -x`), fetched data, or R's own libraries."""
+    inside = [f"{library}/{package}/data/{filename}" for library in R_LIBRARIES]
+    below = [path for place in inside if root and (path := Path(root).expanduser() / place).is_file()]
+    return find_file(name, filename, root, *below, *(Path("/") / place for place in inside))
+
+
+def read_r_table(name: str, path: Path | None, filename: str, root: str | None, item: str, how: str) -> DataFrame:
+    """The data frame `item` of an .rda file; factors are pandas categories in R's order of levels."""
+    if path is None:
+        raise missing(name, filename, root, how)
+    try:
+        rdata = importlib.import_module("rdata")
+    except ImportError:
+        raise MissingPackageError(
+            f"dataset {name} is at {path}, but reading R's files needs the package rdata: pip install 'fedsim-flower[rdata]'"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # it says of old files that their strings are taken as ASCII, which they are
+            return rdata.read_rda(path)[item]
+    except Exception as error:  # a broken file may raise nearly anything
+        reason = str(error) or type(error).__name__
+        raise FedsimError(
+            f"dataset {name}: {path} holds no table {item} ({reason}); get it anew with `{how}`"
+        ) from None
+
+
+def check_table(name: str, x: np.ndarray, y: np.ndarray, sha256: str, path: Path, how: str) -> None:
+    """Refuse other rows than the ones this source was written for; packers differ, so the values are hashed, not the file."""
+    digest = hashlib.sha256(np.ascontiguousarray(x, np.float64).tobytes())
+    digest.update(np.ascontiguousarray(y, np.int64).tobytes())
+    if digest.hexdigest() != sha256:
+        raise FedsimError(
+            f"dataset {name}: the table in {path} is corrupt or another version (SHA-256 of its values {digest.hexdigest()[:12]}"
+            f"..., expected {sha256[:12]}...); get it anew with `{how}`"
+        )
+
+
+def tabular(name: str, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: str) -> Dataset:
+    """Features x (n, f) and labels y (n,) with a fixed stratified test of a fifth, standardised by the training rows."""
+    train, test = (
+        Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows].astype(np.int64)))
+        for rows in stratified_split(name, y, 0.2)
+    )
+    return Dataset(name, train, test, "classification", classes, Standardize.fit(train.x), source=source)

@@ -1,0 +1,101 @@
+"""Checkpoints: everything that a run needs to go on with the same bits, as arrays and JSON. Nothing in one can run.
+
+The generators need no state of their own: every draw is named by (seed, round, client, purpose), see `rng.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fedsim.results.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.types import FedsimError, Params
+
+FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """arrays: the server's. clients: state by client. strategy: see `algorithms/state.py`. progress: the rest, as JSON."""
+
+    arrays: Params
+    clients: dict[int, Params]
+    strategy: dict[str, Any]
+    progress: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `folder/round_N` whole or not at all, and drop all but the newest `keep`."""
+    path = folder / f"round_{round:06d}"
+    temporary = folder / f".round_{round:06d}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    strategy_arrays: Params = {}
+    write_arrays(temporary / "arrays.safetensors", checkpoint.arrays)
+    strategy = _take_arrays(checkpoint.strategy, strategy_arrays)
+    write_arrays(temporary / "strategy.safetensors", strategy_arrays)
+    clients = {f"{client}/{name}": a for client, state in checkpoint.clients.items() for name, a in state.items()}
+    write_arrays(temporary / "clients.safetensors", clients)
+    write_json(temporary / "state.json", {"format": FORMAT, "strategy": strategy, **checkpoint.progress})
+    shutil.rmtree(path, ignore_errors=True)
+    temporary.rename(path)
+    _sync_folder(folder)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("round_*") if path.is_dir())
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The newest. Raises FedsimError where there is none, or it is corrupt or of another format."""
+    found = checkpoints(folder)
+    if not found:
+        raise FedsimError(f"resume={folder.parent}: there is no checkpoint in {folder}; start the experiment anew without resume")
+    path, what = found[-1], f"resume={folder.parent}"
+    progress = read_json(path / "state.json", what)
+    if not isinstance(progress, dict) or progress.get("format") != FORMAT:
+        raise FedsimError(f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew")
+    clients: dict[int, Params] = {}
+    for key, array in read_arrays(path / "clients.safetensors", what).items():
+        client, name = key.split("/", 1)
+        clients.setdefault(int(client), {})[name] = array
+    strategy = _give_arrays(progress.pop("strategy"), read_arrays(path / "strategy.safetensors", what))
+    return Checkpoint(read_arrays(path / "arrays.safetensors", what), clients, strategy, progress)
+
+
+def _take_arrays(value: Any, into: Params) -> Any:
+    """JSON with each numpy array replaced by its number in `into`."""
+    if isinstance(value, np.ndarray):
+        key = str(len(into))
+        into[key] = torch.from_numpy(np.ascontiguousarray(value)).reshape(value.shape)
+        return {"$array": key}
+    if isinstance(value, dict):
+        return {name: _take_arrays(item, into) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_take_arrays(item, into) for item in value]
+    return value
+
+
+def _give_arrays(value: Any, arrays: Params) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"$array"}:
+            return arrays[value["$array"]].numpy()
+        return {name: _give_arrays(item, arrays) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_give_arrays(item, arrays) for item in value]
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

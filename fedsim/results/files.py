@@ -1,0 +1,83 @@
+"""Files that are written whole or not at all: to a temporary name first, then renamed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsim.types import FedsimError, Params
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it at the end of the block, removed if the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Strict JSON: NaN and Inf become null."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The file's value. Raises FedsimError naming `what` where it is missing or corrupt."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FedsimError(f"{what}: {path} is not there") from error
+    except (ValueError, OSError) as error:
+        raise FedsimError(f"{what}: {path} is corrupt ({type(error).__name__}); it cannot be used") from error
+
+
+def write_table(path: Path, columns: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Parquet. columns: a list, numpy array or pyarrow array a column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(columns)
+    with whole(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def write_arrays(path: Path, arrays: Params, metadata: dict[str, str] | None = None) -> None:
+    """Safetensors."""
+    from safetensors.torch import save_file
+
+    with whole(path) as temporary:
+        save_file({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, temporary, metadata)
+
+
+def read_arrays(path: Path, what: str) -> Params:
+    """The file's arrays. Raises FedsimError naming `what` where it is missing or corrupt."""
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise FedsimError(f"{what}: {path} is not there") from error
+    except Exception as error:  # safetensors' own error class is not exported
+        raise FedsimError(f"{what}: {path} is corrupt ({type(error).__name__}); it cannot be used") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
