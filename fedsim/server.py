@@ -235,9 +235,8 @@ class Server:
         state = self.state
         state.arrays, state.round = arrays, round
         state.rows.append(row)
-        state.participations.update(outcome.metrics)
-        state.failures.update(outcome.failed)
-        state.failures.update(outcome.missing)
+        state.participations.update(list(outcome.metrics))
+        state.failures.update([*outcome.failed, *outcome.missing])
         if state.first_failure is None and outcome.failed:
             client, reason = next(iter(outcome.failed.items()))
             state.first_failure = f"client {client} in round {round}: {reason}"

@@ -13,6 +13,8 @@ Params: TypeAlias = dict[str, Tensor]
 class FedsimError(Exception):
     """A mistake that a user can mend: one sentence that says what is wrong, which key, and what to do."""
 
+    exit_code = 1
+
 
 class MissingPackageError(FedsimError):
     """An optional package is not installed; the sentence holds the `pip install` that mends it."""

@@ -210,6 +210,12 @@ def test_quantity_shares_follow_the_dirichlet_law():
     assert kstest(shares, "beta", args=(0.5, 1.5)).pvalue > 1e-6  # a coordinate of Dirichlet(0.5 * 4)
 
 
+def test_quantity_divides_the_rows_beyond_min_size_as_drawn():
+    shares = numpy_generator(7, 0, SERVER, "partition").dirichlet([0.3] * 20)
+    sizes = schemes.quantity(Columns(np.zeros(5000)), 20, 7, alpha=0.3, min_size=50).sizes
+    assert (np.abs(sizes - (50 + 4000 * shares)) <= 1).all()
+
+
 def test_iid_rows_are_uniform_over_clients():
     held = np.zeros((12, 3))
     for seed in range(3000):

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -59,28 +58,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def overview(names: Sequence[str]) -> Table:
     """A row a dataset: whether it is here, what it is, where it lies or how to get it."""
     table = Table("dataset", "here", "what it is", "where, or how to get it")
+    table.columns[-1].overflow = "fold"  # a path is of use only whole
     for name in names:
         settings = _settings(name, [], None)
-        source, keys = _source(settings), OmegaConf.missing_keys(settings)
-        place = None if keys else _matching_call(source.find, settings)
-        here = "yes" if place else "-" if keys else "no"
-        where = f"needs {_needed(keys)}" if keys else str(place) if place else source.HOW
-        table.add_row(name, here, escape(source.ABOUT), escape(where))
+        if keys := OmegaConf.missing_keys(settings):
+            table.add_row(name, "-", escape(_about(name, settings)), escape(f"needs {_needed(keys)}"))
+            continue
+        source = _source(settings)
+        place = _matching_call(source.find, settings)
+        table.add_row(name, "yes" if place else "no", escape(source.ABOUT), escape(str(place or source.HOW)))
     return table
 
 
+def _about(name: str, settings: DictConfig) -> str:
+    """The source's own line, or the configuration's where the source is still to be named."""
+    if not OmegaConf.is_missing(settings, "_target_"):
+        return _source(settings).ABOUT
+    return (conf_dir() / "dataset" / f"{name}.yaml").read_text().partition("\n")[0].removeprefix("# ")
+
+
 def _settings(name: str, options: Sequence[str], root: str | None) -> DictConfig:
-    """The dataset's YAML with the options of the command line, which are written with or without `dataset.`."""
+    """The dataset's YAML with the command line's options: key=value, dataset.key=value, +key=value for a new key."""
     settings = OmegaConf.load(conf_dir() / "dataset" / f"{name}.yaml")
     assert isinstance(settings, DictConfig)
-    given = [option.removeprefix("dataset.") for option in options] + ([f"root={root}"] if root else [])
-    unknown = [text.partition("=")[0] for text in given if text.partition("=")[0].split(".")[0] not in settings]
+    added = [option.removeprefix("+") for option in options if option.startswith("+")]
+    given = [option for option in options if not option.startswith("+")] + ([f"root={root}"] if root else [])
+    given, added = ([text.removeprefix("dataset.") for text in texts] for texts in (given, added))
+    keys = {str(key) for key in settings.keys()}  # noqa: SIM118 -- `in settings` denies a key whose value is ???
+    unknown = [text.partition("=")[0] for text in given if text.partition("=")[0].split(".")[0] not in keys]
     if unknown:
         known = ", ".join(str(key) for key in settings if key != "_target_")
         raise FedsimError(f"dataset {name} has no option {', '.join(unknown)}; it has {known}")
     try:
-        merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(given))
-    except (OmegaConfBaseException, ValueError) as error:
+        merged = OmegaConf.merge(settings, OmegaConf.from_dotlist(given + added))
+    except Exception as error:  # OmegaConf's errors and YAML's have no base in common
         raise FedsimError(
             f"the options {given} of dataset {name} cannot be read ({str(error).splitlines()[0]})"
         ) from None
@@ -121,11 +132,18 @@ def _fetch(name: str, settings: DictConfig, root: str | None, console: Console) 
 def _show(settings: DictConfig, console: Console) -> None:
     if keys := OmegaConf.missing_keys(settings):
         raise FedsimError(f"this dataset needs {_needed(keys)}; add them to the command")
-    load = getattr(_source(settings), settings["_target_"].rpartition(".")[2])
+    load = _loader(settings)
     start = time.perf_counter()
     dataset = load(**_values(settings))
     seconds = time.perf_counter() - start
     console.print(_facts(dataset, seconds), _classes(dataset) if dataset.classes else "")
+
+
+def _loader(settings: DictConfig) -> Callable[..., Dataset]:
+    try:
+        return getattr(_source(settings), settings["_target_"].rpartition(".")[2])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FedsimError(f"dataset._target_={settings['_target_']} cannot be imported ({error})") from None
 
 
 def _facts(dataset: Dataset, seconds: float) -> Table:

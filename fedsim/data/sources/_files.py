@@ -41,7 +41,7 @@ def missing(name: str, filename: str, root: str | None, how: str) -> FedsimError
 
 
 def read_bytes(path: Path, name: str, how: str, sha256: str | None = None) -> bytes:
-    """All bytes of `path`, unpacked where it is gzip or xz. `sha256` is that of the unpacked bytes; None skips the check.
+    """All bytes of `path`, out of gzip or xz where it is packed; `sha256` is that of those bytes, None for no check.
 
     Hashing what is inside rather than the packed file accepts the same data packed by somebody else.
     """
@@ -64,13 +64,13 @@ def check_sha256(content: bytes, sha256: str | None, path: Path, name: str, how:
     found = hashlib.sha256(content).hexdigest()
     if sha256 is not None and found != sha256:
         raise FedsimError(
-            f"dataset {name}: {path} is corrupt or another version (SHA-256 {found[:12]}..., expected {sha256[:12]}...); "
-            f"get it anew with `{how}`"
+            f"dataset {name}: {path} is corrupt or another version (SHA-256 {found[:12]}..., "
+            f"expected {sha256[:12]}...); get it anew with `{how}`"
         )
 
 
 def download(url: str, path: Path, name: str, sha256: str | None = None) -> Path:
-    """Fetch `url` over https to `path` with a progress bar; whole or not at all. `sha256` is that of the unpacked bytes."""
+    """Fetch `url` to `path` with a progress bar, whole or not at all; `sha256` is that of the unpacked bytes."""
     from urllib.error import URLError
     from urllib.request import urlopen
 

@@ -26,10 +26,11 @@ def speeches(text: str) -> Iterator[tuple[str, list[str]]]:
     style = (
         UPPER if sum(_is_name(line, UPPER) for line in lines) > sum(_is_name(line, TITLE) for line in lines) else TITLE
     )
-    before = [""] + lines[:-1]
-    after = lines[1:] + [""]
+    before = ["", *lines[:-1]]
+    after = [*lines[1:], ""]
     names = {line for b, line, a in zip(before, lines, after, strict=True) if not b and a and _is_name(line, style)}
-    role, spoken = "", []
+    role = ""
+    spoken: list[str] = []
     for b, line in zip(before, lines, strict=True):
         starts = not b and line in names
         if starts or SECTION.match(line):

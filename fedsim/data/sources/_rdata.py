@@ -36,7 +36,8 @@ def read_r_table(name: str, path: Path | None, filename: str, root: str | None, 
         rdata = importlib.import_module("rdata")
     except ImportError:
         raise MissingPackageError(
-            f"dataset {name} is at {path}, but reading R's files needs the package rdata: pip install 'fedsim-flower[rdata]'"
+            f"dataset {name} is at {path}, but reading R's files needs the package rdata: "
+            "pip install 'fedsim-flower[rdata]'"
         ) from None
     try:
         with warnings.catch_warnings():
@@ -52,18 +53,19 @@ def read_r_table(name: str, path: Path | None, filename: str, root: str | None, 
 
 
 def check_table(name: str, x: np.ndarray, y: np.ndarray, sha256: str, path: Path, how: str) -> None:
-    """Refuse other rows than the ones this source was written for; packers differ, so the values are hashed, not the file."""
+    """Refuse other rows than this source was written for; packers differ, so the values are hashed, not the file."""
     digest = hashlib.sha256(np.ascontiguousarray(x, np.float64).tobytes())
     digest.update(np.ascontiguousarray(y, np.int64).tobytes())
-    if digest.hexdigest() != sha256:
+    found = digest.hexdigest()
+    if found != sha256:
         raise FedsimError(
-            f"dataset {name}: the table in {path} is corrupt or another version (SHA-256 of its values {digest.hexdigest()[:12]}"
-            f"..., expected {sha256[:12]}...); get it anew with `{how}`"
+            f"dataset {name}: the table in {path} is corrupt or another version (its values' SHA-256 {found[:12]}..., "
+            f"expected {sha256[:12]}...); get it anew with `{how}`"
         )
 
 
 def tabular(name: str, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], source: str) -> Dataset:
-    """Features x (n, f) and labels y (n,) with a fixed stratified test of a fifth, standardised by the training rows."""
+    """Features x (n, f), labels y (n,); a fixed stratified test of a fifth, standardised by the training rows."""
     train, test = (
         Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows].astype(np.int64)))
         for rows in stratified_split(name, y, 0.2)

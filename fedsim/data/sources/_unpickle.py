@@ -1,7 +1,7 @@
 """Reading the pickles that others ship, without running anything they say.
 
 A pickle is a program: it may call any function that it can name. Here it can name only what a caller lists, and the
-listed things build arrays and tables, nothing else. The sources check the file's SHA-256 first; this is the second lock.
+listed things build arrays and tables, nothing else. The sources check the file's SHA-256 first; this is a second lock.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -46,19 +47,19 @@ NUMPY_NAMES: Names = {
 def pandas_names() -> Names:
     """What a pickle of a pandas table with plain columns names, beside numpy's."""
     from pandas import DataFrame, Index, RangeIndex
-    from pandas._libs.internals import _unpickle_block
-    from pandas.core.indexes.base import _new_Index
-    from pandas.core.internals.managers import BlockManager
 
+    inside = (  # private, so without type stubs, but this is what such a pickle is made of
+        ("pandas.core.indexes.base", "_new_Index"),
+        ("pandas.core.internals.managers", "BlockManager"),
+        ("pandas._libs.internals", "_unpickle_block"),
+    )
     return {
         **NUMPY_NAMES,
         ("builtins", "slice"): slice,
         ("pandas.core.frame", "DataFrame"): DataFrame,
         ("pandas.core.indexes.base", "Index"): Index,
-        ("pandas.core.indexes.base", "_new_Index"): _new_Index,
         ("pandas.core.indexes.range", "RangeIndex"): RangeIndex,
-        ("pandas.core.internals.managers", "BlockManager"): BlockManager,
-        ("pandas._libs.internals", "_unpickle_block"): _unpickle_block,
+        **{(module, name): getattr(import_module(module), name) for module, name in inside},
     }
 
 

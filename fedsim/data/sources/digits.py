@@ -22,7 +22,7 @@ def find(root: str | None = None) -> Path | None:
 
 
 def load(root: str | None = None) -> Dataset:
-    """Images x (n, 1, 8, 8) uint8 with values 0..16 and labels y (n,) int64, with a fixed test of a fifth of each class."""
+    """Images x (n, 1, 8, 8) uint8 (values 0..16), labels y (n,) int64; the test is a fixed fifth of each class."""
     path = find(root)
     if path is None:
         raise missing("digits", FILE, root, HOW)

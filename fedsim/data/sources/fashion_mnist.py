@@ -60,7 +60,7 @@ def _read_split(folder: Path, split: str, verify: bool) -> Examples:
 
 
 def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
-    """An IDX file of bytes, packed or not: two zero bytes, type 8, the number of axes, the sizes (big-endian), the data."""
+    """An IDX file of bytes, packed or not: 0, 0, the type 8, the number of axes, the sizes (big-endian), the data."""
     content = read_bytes(path, "fashion_mnist", HOW, sha256)
     axes = content[3] if len(content) > 3 else 0
     start = 4 + 4 * axes
@@ -72,8 +72,8 @@ def read_idx(path: Path, sha256: str | None = None) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, 4))
     if len(content) - start != math.prod(shape):
         raise FedsimError(
-            f"dataset fashion_mnist: {path} holds {len(content) - start:,} bytes, not the {math.prod(shape):,} of its shape "
-            f"{shape}; get it anew with `{HOW}`"
+            f"dataset fashion_mnist: {path} holds {len(content) - start:,} bytes, not the {math.prod(shape):,} "
+            f"of its shape {shape}; get it anew with `{HOW}`"
         )
     return np.frombuffer(bytearray(content), np.uint8, offset=start).reshape(
         shape

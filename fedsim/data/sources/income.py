@@ -1,4 +1,4 @@
-"""8,993 households of the San Francisco bay by 13 answers to a survey, and their income in nine brackets; in R's kernlab.
+"""8,993 households of the San Francisco bay: 13 answers to a survey, and income in nine brackets; in R's kernlab.
 
 From Hastie, Tibshirani and Friedman, The Elements of Statistical Learning (marketing data). Every answer is a choice
 among a few; each choice is a column of zeros and ones, and "no answer" is a choice of its own.

@@ -1,4 +1,4 @@
-"""UCI letter recognition (Frey and Slate 1991): 20,000 printed letters by 16 measures of their shape; in R's mlbench."""
+"""UCI letter recognition (Frey and Slate 1991): 20,000 printed letters by 16 measures of shape; in R's mlbench."""
 
 from __future__ import annotations
 

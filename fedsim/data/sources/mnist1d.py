@@ -1,6 +1,6 @@
-"""MNIST-1D (Greydanus and Kobak 2020, arXiv:2011.14439): 5,000 signals of 40 points, 10 classes, made by the package mnist1d.
+"""MNIST-1D (Greydanus and Kobak 2020, arXiv:2011.14439): 5,000 signals of 40 points, 10 classes.
 
-Made with the package's own code and seed rather than downloaded: the published file is a pickle.
+Made with the code of the package mnist1d and its seed rather than downloaded: the published file is a pickle.
 """
 
 from __future__ import annotations

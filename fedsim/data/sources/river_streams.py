@@ -1,7 +1,7 @@
-"""The small streams that the package river ships, and its generators with drift on demand (Montiel et al. 2021, arXiv:2012.04740).
+"""River's small shipped streams, and its generators with drift on demand (Montiel et al. 2021, arXiv:2012.04740).
 
-A shipped stream is read straight from river's own file. A generator (SEA, Agrawal, Hyperplane, ...) makes `rows` rows by
-its own seed, the same for every run; with `drift` it passes from one concept to another around the middle.
+A shipped stream is read straight from river's own file. A generator (SEA, Agrawal, Hyperplane, ...) makes `rows` rows
+by its own seed, the same for every run; with `drift` it passes from one concept to another around the middle.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HOW = "pip install 'fedsim-flower[river]'"
 
 
 class Shipped(NamedTuple):
-    """A stream that river ships: its file, the SHA-256 of it unpacked from gzip, the target column, and what it predicts."""
+    """A stream that river ships: its file, the SHA-256 of that (out of its gzip), the target column, the classes."""
 
     file: str
     sha256: str
@@ -62,7 +62,7 @@ STREAMS = {
 
 
 def find(root: str | None = None, stream: str = "Phishing") -> Path | None:
-    """The stream's file in `root`, among fetched data, or inside river; river's module of generators where it has none."""
+    """The stream's file in `root`, among fetched data, or inside river; river's generators where it has no file."""
     if stream in STREAMS:
         file = STREAMS[stream].file
         return find_file("river_streams", file, root, package_file("river", "datasets", file))
@@ -79,10 +79,10 @@ def load(
     options: Mapping[str, Any] | None = None,
     drift: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Features x (n, f) float32, y (n,) labels (float32 where the stream is a regression); time is the place in the stream.
+    """Features x (n, f) float32, y (n,) labels, or numbers in a regression; time is the place in the stream.
 
-    split: a fixed stratified fifth of the rows for the test, or the last fifth of the stream. For generators only: rows,
-    seed, options (of the generator's class) and drift (the options that it has after the middle; null for none).
+    split: a fixed stratified fifth of the rows for the test, or the last fifth of the stream.
+    For generators only: rows; seed; options, those of the generator's class; drift, those that it has after the middle.
     """
     if split not in ("stratified", "last"):
         raise FedsimError(f"dataset.split={split} must be stratified or last")

@@ -1,8 +1,8 @@
-"""Next character of Shakespeare's 37 plays, one device per speaking role, after LEAF (Caldas et al. 2018, arXiv:1812.01097).
+"""Next character in Shakespeare's plays, a device per role, after LEAF (Caldas et al. 2018, arXiv:1812.01097).
 
-The texts are Project Gutenberg's, as carried by the source archive of the package shakespeare 0.6, which is read where
-it lies and never installed. LEAF's own set has other roles and windows that overlap at every character; here they do not
-overlap, so that every character is a target once.
+The 37 texts are Project Gutenberg's, as carried by the source archive of the package shakespeare 0.6, which is read
+where it lies and never installed: 1,362 roles, of which 630 say at least 1,000 characters; 4.26 million characters in
+all, of 81 kinds. LEAF's own set has other roles, and a window for every character; here windows do not overlap.
 """
 
 from __future__ import annotations

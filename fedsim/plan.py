@@ -1,0 +1,76 @@
+"""`dry_run=true`: what a run will do and cost, before it does anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fedsim import flower
+from fedsim.parts import Parts
+from fedsim.training.trainer import model_arrays
+
+
+def make_plan(parts: Parts) -> dict[str, Any]:
+    """The plan, ready for JSON. Bytes are those of encoded messages; memory is an estimate of the arrays alone."""
+    population, server = parts.population, parts.server
+    cohort = server.sampler.expected_size(server.num_clients)
+    encoded = flower.encoded_bytes(flower.to_record(model_arrays(parts.model)))
+    examples = population.partition.sizes - population.holdout_sizes
+    if parts.algorithm.pools_data:
+        examples = np.array([examples.sum()])
+    steps = float(np.mean([parts.settings.steps(int(count)) for count in examples]))
+    total = encoded * cohort * server.rounds
+    dataset = population.dataset
+    return {
+        "experiment": parts.name,
+        "dataset": dataset.name,
+        "train_rows": int(examples.sum()),
+        "test_rows": len(dataset.test),
+        "num_clients": server.num_clients,
+        "examples_per_client": {
+            "smallest": int(examples.min()),
+            "median": float(np.median(examples)),
+            "largest": int(examples.max()),
+        },
+        "rounds": server.rounds,
+        "cohort_size": cohort,
+        "sampling": server.sampler.kind,
+        "steps_per_client_round": steps,
+        "num_parameters": parts.num_parameters,
+        **parts.privacy.plan(),
+        "bytes_up": int(total),
+        "bytes_down": int(total),
+        "memory_mb": round(_memory_mb(parts, encoded), 1),
+        "device": parts.device.type,
+    }
+
+
+def _memory_mb(parts: Parts, encoded: int) -> float:
+    """The dataset, and five copies of the model: the server's, the one that trains, its gradients, the sum, a message."""
+    dataset = parts.population.dataset
+    rows = sum(tensor.nbytes for split in (dataset.train, dataset.test) for tensor in (split.x, split.y))
+    return (rows + 5 * encoded) / 1e6
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """The plan as a table for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("plan", "", show_edge=False)
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {_show(k, v)}" for k, v in value.items())
+        table.add_row(name, _show(name, value))
+    Console().print(table)
+
+
+def _show(name: str, value: object) -> str:
+    if value is None:
+        return "–"
+    if name.startswith("bytes"):
+        return f"{value / 1e6:,.1f} MB"  # type: ignore[operator]
+    if isinstance(value, int | float):
+        return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    return str(value)

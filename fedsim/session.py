@@ -1,0 +1,213 @@
+"""One run from its first round to its folder: progress, checkpoints, Ctrl-C, and the summary at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from fedsim import flower
+from fedsim.algorithms.state import load_strategy_state
+from fedsim.grids.base import SimulationGrid
+from fedsim.interrupts import Interrupts
+from fedsim.parts import Parts
+from fedsim.results.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from fedsim.results.progress import Progress
+from fedsim.results.run import RunFolder, client_columns, host, peak_memory_mb, versions
+from fedsim.server import Row, ServerState, make_server_app
+from fedsim.types import FedsimError
+
+
+class Stopped(FedsimError):
+    """The user stopped the run; the sentence says how to go on."""
+
+    exit_code = 130
+
+
+class Session:
+    """Plays the rounds that are left and keeps the folder.
+
+    digest: of the configuration, so that a checkpoint of another experiment is refused. every, keep: of checkpoints.
+    """
+
+    def __init__(self, parts: Parts, run_dir: Path, digest: str, every: int, keep: int) -> None:
+        self.parts, self.folder, self.digest = parts, RunFolder(run_dir), digest
+        self.every, self.keep = every, keep
+        self.grid: SimulationGrid = parts.grid()
+        self.interrupts = Interrupts()
+        self._seconds_before, self._started, self._saved = 0.0, time.perf_counter(), 0
+
+    @property
+    def state(self) -> ServerState:
+        """The server's."""
+        return self.parts.server.state
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, over all its sessions."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint. Raises FedsimError where it does not belong to this experiment."""
+        path, server = self.folder.path, self.parts.server
+        checkpoint = load_checkpoint(self.folder.checkpoints)
+        progress = checkpoint.progress
+        if progress["config"] != self.digest:
+            raise FedsimError(f"resume={path}: its checkpoint is of another experiment than its .hydra/config.yaml; restore that file")
+        if progress["dataset"] != self.parts.population.dataset.fingerprint:
+            raise FedsimError(f"resume={path}: the data of dataset {self.parts.population.dataset.name} have changed since; restore them")
+        if {n: a.shape for n, a in checkpoint.arrays.items()} != {n: a.shape for n, a in self.state.arrays.items()}:
+            raise FedsimError(f"resume={path}: its checkpoint holds another model than its configuration; restore .hydra/config.yaml")
+        if progress["round"] >= server.rounds and self.folder.summary.exists():
+            raise FedsimError(f"resume={path}: the run is finished after {progress['round']} rounds; give rounds=N above that to go on")
+        load_strategy_state(self.parts.algorithm.strategy, checkpoint.strategy)
+        self.grid.states.committed = checkpoint.clients
+        server.state = ServerState(
+            arrays={name: checkpoint.arrays[name] for name in self.state.arrays},
+            round=progress["round"],
+            rows=progress["rows"],
+            participations=_counter(progress["participations"]),
+            failures=_counter(progress["failures"]),
+            first_failure=progress["first_failure"],
+            client_metrics={int(client): metrics for client, metrics in progress["client_metrics"].items()},
+            strategy=checkpoint.strategy,
+        )
+        self._seconds_before, self._saved = progress["seconds"], progress["round"]
+
+    def run(self, config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """Play the rounds and write the run; gives the summary. Ctrl-C raises Stopped after a last checkpoint."""
+        server, logger = self.parts.server, self.parts.logger
+        logger.start(config, self.folder.path)
+        try:
+            with self.interrupts.installed(), Progress(server.rounds, self.state.round) as progress:
+                self._play(progress)
+                summary = self._finish(facts)
+        except BaseException as error:
+            logger.abort(str(error) or type(error).__name__)
+            raise
+        logger.finish(summary)
+        return summary
+
+    def _play(self, progress: Progress) -> None:
+        server = self.parts.server
+
+        def on_round(row: Row) -> None:
+            progress.round(row)
+            self.parts.logger.round(row)
+            if self.state.round % self.every == 0 or self.state.round == server.rounds:
+                self._checkpoint()
+
+        server.on_round, server.interruptible = on_round, self.interrupts.allowed
+        self.grid.on_progress = progress.cohort
+        try:
+            make_server_app(server)(self.grid, flower.node_context(0))
+        except KeyboardInterrupt:
+            raise self._stopped() from None
+        except FedsimError:
+            if self.state.round > self._saved:  # what was learnt before it went wrong is kept
+                self._checkpoint()
+            raise
+        finally:
+            self.grid.close()
+
+    def _stopped(self) -> Stopped:
+        done, rounds, path = self.state.round, self.parts.server.rounds, self.folder.path
+        if done == 0:
+            return Stopped("stopped before the first round was over; nothing was kept")
+        if done > self._saved:
+            self._checkpoint()
+        return Stopped(f"stopped after round {done} of {rounds}; go on with: python -m fedsim resume={path}")
+
+    def _checkpoint(self) -> None:
+        state = self.state
+        progress = {
+            "config": self.digest,
+            "dataset": self.parts.population.dataset.fingerprint,
+            "round": state.round,
+            "seconds": self.seconds,
+            "rows": state.rows,
+            "participations": dict(state.participations),
+            "failures": dict(state.failures),
+            "first_failure": state.first_failure,
+            "client_metrics": state.client_metrics,
+        }
+        checkpoint = Checkpoint(state.arrays, self.grid.states.committed, state.strategy, progress)
+        save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
+        self._saved = state.round
+
+    def _finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+        state, population = self.state, self.parts.population
+        summary = self._summary() | facts
+        clients = client_columns(population, state.participations, state.failures, state.client_metrics)
+        self.folder.write(summary, state.rows, clients, self.parts.privacy.ledger(), state.arrays, population)
+        return summary
+
+    def _summary(self) -> dict[str, Any]:
+        parts, state, dataset = self.parts, self.state, self.parts.population.dataset
+        last = state.rows[-1]
+        best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
+        trained = sum(state.participations.values())
+        training_seconds = sum(row["seconds"] for row in state.rows)
+        plan = parts.privacy.plan()
+        return {
+            "experiment": parts.name,
+            "seed": parts.server.seed,
+            "rounds": state.round,
+            "num_clients": parts.population.num_holders,
+            "cohort_size": parts.server.sampler.expected_size(parts.server.num_clients),
+            "accuracy": last["accuracy"],
+            "loss": last["loss"],
+            "best_accuracy": best["accuracy"] if best else None,
+            "best_round": best["round"] if best else None,
+            "macro_f1": last["macro_f1"],
+            "ece": last["ece"],
+            "epsilon": plan["epsilon"],
+            "delta": plan["delta"],
+            "noise_multiplier": plan["noise_multiplier"],
+            "seconds": self.seconds,
+            "client_rounds_per_second": trained / training_seconds if training_seconds else None,
+            "peak_memory_mb": peak_memory_mb(),
+            "bytes_up": sum(row["bytes_up"] for row in state.rows),
+            "bytes_down": sum(row["bytes_down"] for row in state.rows),
+            "device": parts.device.type,
+            "num_parameters": parts.num_parameters,
+            "federated": self._federated(last),
+            "failures": {
+                "count": sum(state.failures.values()),
+                "clients": len(state.failures),
+                "first_reason": state.first_failure,
+            },
+            "dataset": {
+                "name": dataset.name,
+                "source": dataset.source,
+                "fingerprint": dataset.fingerprint,
+                "task": dataset.task,
+                "classes": list(dataset.classes),
+                "train_rows": len(dataset.train),
+                "test_rows": len(dataset.test),
+            },
+            "versions": versions(),
+            "host": host(),
+        }
+
+    def _federated(self, row: Row) -> dict[str, Any] | None:
+        if row["federated_loss"] is None and row["federated_accuracy"] is None:
+            return None
+        return {
+            "accuracy_mean": row["federated_accuracy"],
+            "accuracy_std": row["federated_accuracy_std"],
+            "accuracy_worst10": row["federated_accuracy_worst10"],
+            "accuracy_best10": row["federated_accuracy_best10"],
+            "loss_mean": row["federated_loss"],
+            "num_clients": len(self.state.client_metrics),
+        }
+
+
+def unfinished(run_dir: Path) -> bool:
+    """Whether the folder holds a run that can be resumed."""
+    return bool(checkpoints(run_dir / "checkpoints"))
+
+
+def _counter(counts: dict[str, int]) -> Counter[int]:
+    return Counter({int(client): count for client, count in counts.items()})
