@@ -136,8 +136,8 @@ def columns_of(dataset: Dataset) -> Columns:
 
 
 def check_cohort(algorithm: Algorithm, cohort: float) -> None:
-    """Refuse a cohort that the algorithm could never aggregate."""
-    if cohort < algorithm.min_cohort:
+    """Refuse a cohort that the algorithm could never aggregate; Poisson's may be less than one on average."""
+    if algorithm.min_cohort > 1 and cohort < algorithm.min_cohort:
         raise FedsimError(
             f"a cohort of {cohort:g} is too small for this strategy, which needs at least {algorithm.min_cohort} clients a round; "
             "raise sampler.cohort_size or lower strategy.num_malicious"

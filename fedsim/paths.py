@@ -1,8 +1,10 @@
-"""Where things lie on a machine: the configuration folder and the folder of fetched data."""
+"""Where things lie on a machine, and how they get there: whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedsim.types import FedsimError
@@ -24,3 +26,17 @@ def data_dir(name: str) -> Path:
     """Folder of the files fetched for dataset `name`: $FEDSIM_DATA/NAME, else ~/.cache/fedsim/NAME; may not exist."""
     base = os.environ.get("FEDSIM_DATA")
     return (Path(base) if base else Path.home() / ".cache" / "fedsim") / name
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; renamed to it at the end of the block, removed if the block raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

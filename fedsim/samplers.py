@@ -64,8 +64,12 @@ class FixedSampler(_Sized):
 
     def cohort(self, seed: int, round: int, num_clients: int) -> np.ndarray:
         """Exactly the cohort's size, at least one."""
-        size = max(1, round_half_up(self.expected_size(num_clients)))
+        size = int(self.expected_size(num_clients))
         return _distinct(rng.numpy_generator(seed, round, rng.SERVER, "cohort"), num_clients, size)
+
+    def expected_size(self, num_clients: int) -> float:
+        """The size itself: a whole number, since a fraction is rounded."""
+        return max(1, round_half_up(super().expected_size(num_clients)))
 
 
 class PoissonSampler(_Sized):

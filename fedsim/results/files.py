@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedsim.paths import whole
 from fedsim.types import FedsimError, Params
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; renamed to it at the end of the block, removed if the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

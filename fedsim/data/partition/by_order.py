@@ -1,0 +1,57 @@
+"""The scheme that follows an order of the rows: by label, by a real target, or by time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedsim.checks import require_choice, require_number
+from fedsim.data.partition.arguments import require_clients
+from fedsim.data.partition.flower import deal
+from fedsim.data.partition.index import Columns, Partition
+from fedsim.rng import SERVER, numpy_generator
+from fedsim.types import FedsimError
+
+
+def continuous(
+    columns: Columns, num_clients: int | None, seed: int, *, partition_by: str = "label", strictness: float = 0.5
+) -> Partition:
+    """Rows sorted by strictness * z + (1 - strictness) * noise and split evenly; z is a standardized column.
+
+    partition_by: label (also a real target) or time. strictness: 0 IID, 1 the column's own order.
+    """
+    clients = require_clients("continuous", columns, num_clients)
+    require_choice("partition.partition_by", partition_by, ("label", "time"))
+    column = columns.label if partition_by == "label" else columns.time
+    if column is None:
+        raise FedsimError("the dataset's rows have no time; set partition.partition_by=label or choose another dataset")
+    if not (_is_real(strictness) and 0 <= strictness <= 1):
+        raise FedsimError(f"partition.strictness={strictness} is not between 0 and 1; set it to 0.5, say")
+    return deal(
+        _ranks(column, seed) if strictness in (0, 1) else _standardized(column, partition_by),
+        seed,
+        lambda flwr, s: flwr.ContinuousPartitioner(clients, "value", float(strictness), shuffle=False, seed=s),
+        f"partition=continuous cannot order the rows by {partition_by}; set partition.strictness=0",
+    )
+
+
+def _ranks(column: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) distinct ranks, ties broken by the seed: for strictness 0 and 1, where nothing but the order can count.
+
+    Sorted as they are, tied values would fall as the machine's unstable sort has it, and a constant divide by 0.
+    """
+    ties = numpy_generator(seed, 0, SERVER, "partition/ties").permutation(len(column))
+    ranks = np.empty(len(column))
+    ranks[np.lexsort((ties, column))] = np.arange(len(column))
+    return ranks
+
+
+def _standardized(column: np.ndarray, partition_by: str) -> np.ndarray:
+    """(n,) float64 of zero mean and unit variance; here since flwr-datasets' float32 blurs times far from 0."""
+    values = (column - column.min()).astype(np.float64)  # a difference, so that dates become numbers too
+    spread = values.std()
+    if not (np.isfinite(spread) and spread > 0):
+        raise FedsimError(
+            f"partition.partition_by={partition_by} has one value only, or some that are not finite, so that no order "
+            "follows from it; set partition.strictness=0 or partition by another column"
+        )
+    return (values - values.mean()) / spread

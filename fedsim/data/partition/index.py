@@ -1,0 +1,52 @@
+"""What a scheme looks at, and what it gives: an index of rows by client."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Columns(NamedTuple):
+    """What a scheme may look at, one entry a training row.
+
+    label: (n,) class labels, or real targets of a regression, or users where the task is next_token.
+    user: (n,) natural user of each row, or None. time: (n,) arrival order, or None.
+    """
+
+    label: np.ndarray
+    user: np.ndarray | None = None
+    time: np.ndarray | None = None
+
+
+class Partition(NamedTuple):
+    """An index of rows by client. offsets: (num_clients + 1,) int64 from 0; rows: (assigned,) int64 row numbers."""
+
+    offsets: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(num_clients,) rows of each client."""
+        return np.diff(self.offsets)
+
+    def client(self, client: int) -> np.ndarray:
+        """Rows of one client, ascending: a view, so that asking costs nothing; IndexError for a client there is not."""
+        if not 0 <= client < self.num_clients:
+            raise IndexError(f"client {client} of {self.num_clients}")
+        return self.rows[self.offsets[client] : self.offsets[client + 1]]
+
+
+def offsets_of(sizes: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+
+
+def by_owner(owner: np.ndarray, clients: int) -> Partition:
+    """owner: (n,) the client of each row, -1 for a row that nobody holds."""
+    held = np.flatnonzero(owner >= 0)
+    owner = owner[held].astype(np.int32)
+    return Partition(offsets_of(np.bincount(owner, minlength=clients)), held[np.argsort(owner, kind="stable")])

@@ -1,0 +1,88 @@
+"""A finished run, read back from its folder, for the pictures and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim.results.files import read_json
+from fedsim.types import FedsimError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILES = ("summary.json", "privacy.json", "rounds.parquet", "clients.parquet")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run as its folder tells it, for pictures and for the report.
+
+    rounds, clients: numeric columns by name, each (rows,) float64 with NaN where the file has null or is not finite.
+    class_counts: (clients, classes) examples of each class that each client holds, or None (regression).
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    rounds: dict[str, np.ndarray]
+    clients: dict[str, np.ndarray]
+    class_counts: np.ndarray | None
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds in which the column `name` has a number, and those numbers."""
+        values = self.rounds.get(name, np.full(len(self.rounds["round"]), np.nan))
+        known = np.isfinite(values)
+        return self.rounds["round"][known], values[known]
+
+    def client(self, name: str) -> np.ndarray:
+        """The column `name` of the clients (clients,), all NaN where the file does not have it."""
+        return self.clients.get(name, np.full(len(self.clients["client"]), np.nan))
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read summary.json, rounds.parquet and clients.parquet; FedsimError where one is missing."""
+    import pyarrow.parquet as pq
+
+    for name in ("summary.json", "rounds.parquet", "clients.parquet"):
+        if not (run_dir / name).is_file():
+            raise FedsimError(
+                f"{run_dir} has no {name}, so it is not a finished run; name the folder of a finished run"
+            )
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    rounds, clients = pq.read_table(run_dir / "rounds.parquet"), pq.read_table(run_dir / "clients.parquet")
+    return Run(run_dir, summary, _numbers(rounds), _numbers(clients), _class_counts(clients))
+
+
+def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
+    import pyarrow as pa
+
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        kind = column.type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
+            values = column.cast(pa.float64()).to_numpy().copy()
+            values[~np.isfinite(values)] = np.nan
+            columns[name] = values
+    return columns
+
+
+def _class_counts(clients: pa.Table) -> np.ndarray | None:
+    import pyarrow as pa
+
+    if "class_counts" not in clients.column_names:
+        return None
+    column = clients.column("class_counts").combine_chunks()
+    if len(column) == 0 or pa.types.is_null(column.type) or column.null_count:
+        return None
+    counts = column.flatten().to_numpy(zero_copy_only=False)
+    return counts.reshape(len(column), -1) if len(counts) else None
+
+
+def tenths(values: np.ndarray) -> tuple[float, float]:
+    """Means of the lowest and of the highest tenth of finite values, at least one value each."""
+    ordered = np.sort(values)
+    size = max(1, round(len(ordered) / 10))
+    return float(ordered[:size].mean()), float(ordered[-size:].mean())

@@ -1,0 +1,75 @@
+"""What all pictures share: colours, sizes, axes. The colours are those of Okabe and Ito, told apart by people with any
+colour vision.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
+
+STYLE: dict[Any, Any] = {
+    "savefig.dpi": 160,
+    "savefig.facecolor": "white",
+    "font.family": "DejaVu Sans",  # shipped with matplotlib, so that every machine draws the same
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.8,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3.5,
+}
+
+
+def figure_of(title: str, panels: int, height: float = 3.2, width: float = 8.0, **grid: Any) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    wrapped = textwrap.fill(title, int(width * 11.5))
+    figure.suptitle(wrapped, x=0.008, ha="left", fontsize=10.5, fontweight="bold")
+    return figure, list(figure.subplots(1, panels, squeeze=False, gridspec_kw=grid)[0])
+
+
+def line(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, color: str, style: str = "-") -> None:
+    if len(x):
+        axes.plot(x, y, style, color=color, label=label, marker="o" if len(x) <= 30 else None)
+
+
+def round_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+
+
+def counts_axis(axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    axis.set_major_formatter("{x:,.0f}")
+
+
+def shades() -> Colormap:
+    """White to navy, starting at a blue that is still told from white, which means nothing at all."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", colormaps["Blues"](np.linspace(0.16, 1.0, 256)))
