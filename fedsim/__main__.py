@@ -4,51 +4,74 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
-from fedsim.errors import exit_with_sentence, undo_folder
-from fedsim.paths import conf_dir
-from fedsim.resume import with_resume
+from fedsim import __version__
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from fedsim.errors import Failure
 
 
 def main() -> None:
     """Run what the command line says. Exit status: 0, 1 for a mistake (one sentence), 130 when stopped."""
-    import hydra
-    from omegaconf import DictConfig
-
-    sys.path.insert(0, os.getcwd())  # the console script, unlike `python -m`, would not find one's own modules here
+    if "--version" in sys.argv[1:]:
+        print(f"fedsim {__version__}")
+        return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and this function words the sentence
-
-    failures: list[BaseException] = []
-
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    def job(cfg: DictConfig) -> object:
-        from pathlib import Path
-
-        from hydra.core.hydra_config import HydraConfig
-
-        from fedsim.experiment import command_from, run
-
-        hydra_config = HydraConfig.get()
-        run_dir = Path(hydra_config.runtime.output_dir)
-        try:
-            with undo_folder(run_dir):
-                return run(cfg, run_dir, command_from(list(hydra_config.overrides.task)))
-        except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print a paragraph of its own
-            if wants_traceback:
-                raise
-            failures.append(error)
-            return None
-
+    failures: list[Failure] = []
     try:
-        sys.argv[1:] = with_resume(sys.argv[1:])
-        job()
+        _run(failures, wants_traceback)
     except (Exception, KeyboardInterrupt) as error:
         if wants_traceback:
             raise
-        failures.append(error)
+        if isinstance(error, KeyboardInterrupt) and "fedsim.errors" not in sys.modules:
+            print("fedsim: stopped while starting; nothing was kept", file=sys.stderr)
+            sys.exit(130)
+        from fedsim.errors import Failure
+
+        failures.append(Failure(error))
     if failures:
-        exit_with_sentence(failures[0])
+        from fedsim.errors import exit_with_sentence
+
+        exit_with_sentence(failures)
+
+
+def _run(failures: list[Failure], wants_traceback: bool) -> None:
+    """Hand the command line to Hydra; what goes wrong in a run, or in a cell of a sweep, goes to `failures`."""
+    import hydra
+
+    from fedsim.arguments import for_hydra
+    from fedsim.errors import Failure, interrupted, is_stop
+    from fedsim.paths import conf_dir
+    from fedsim.undo import Place, undo_folder, undo_sweep
+
+    sys.path.insert(0, os.getcwd())  # the console script, unlike `python -m`, would not find one's own modules here
+    sys.argv[1:] = for_hydra(sys.argv[1:])
+    places: list[Place] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def job(cfg: DictConfig) -> object:
+        from fedsim.experiment import command_from, run
+
+        places.append(place := Place.current(resumed=bool(cfg.get("resume"))))
+        try:
+            with undo_folder(place):
+                return run(cfg, place.run_dir, command_from(place.overrides))
+        except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print a paragraph of its own
+            if wants_traceback:
+                raise
+            failures.append(Failure(interrupted(error, place.run_dir), place.cell))
+            if is_stop(error):
+                raise KeyboardInterrupt from None  # else the next cell of a sweep would start
+            return None
+
+    try:
+        job()
+    finally:
+        undo_sweep(places)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from fedsim.types import FedsimError
 def require_int(key: str, value: object, *, low: int, high: int | None = None) -> int:
     """`value` as an int within [low, high]. Raises FedsimError naming `key` otherwise (a bool is not a number here)."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise FedsimError(f"{key}={value!r} is not a whole number; give one of at least {low}")
+        raise FedsimError(f"{key}={shown(value)} is not a whole number; give one of at least {low}")
     if value < low or (high is not None and value > high):
         bound = f"at least {low}" if high is None else f"between {low} and {high}"
         raise FedsimError(f"{key}={value} is out of range; it must be {bound}")
@@ -30,7 +30,7 @@ def require_number(
 ) -> float:
     """`value` as a finite float with low <= value <= high, and strictly above/below where given."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FedsimError(f"{key}={value!r} is not a finite number; give one, as in {key}={_example(low, above)}")
+        raise FedsimError(f"{key}={shown(value)} is not a finite number; give one, as in {key}={_example(low, above)}")
     outside = value < low or value > high
     outside |= above is not None and value <= above
     outside |= below is not None and value >= below
@@ -41,6 +41,13 @@ def require_number(
     return float(value)
 
 
+def shown(value: object) -> str:
+    """A value as a user types it: null and true, not None and True."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
 def _example(low: float, above: float | None) -> str:
     return "0.1" if above is not None or low < 0.1 else f"{low:g}"
 
@@ -49,7 +56,7 @@ def require_choice(key: str, value: object, choices: Iterable[str]) -> str:
     """`value` where it is one of `choices`; else the sentence suggests the closest."""
     choices = list(choices)
     if value not in choices:
-        raise FedsimError(f"{key}={value} is not known{did_you_mean(str(value), choices)}; choose from {', '.join(choices)}")
+        raise FedsimError(f"{key}={shown(value)} is not known{did_you_mean(str(value), choices)}; choose from {', '.join(choices)}")
     return str(value)
 
 

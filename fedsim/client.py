@@ -212,7 +212,7 @@ def _evaluate_each(
             load_arrays(trainer.model, arrays)
             loaded = arrays
         if split == "test":
-            data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), dataset.preprocess
+            data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), devices.population.preprocess
         else:
             data, preprocess = devices.population.holdout_data(client), None
         found = predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess) if len(data.x) else None

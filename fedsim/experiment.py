@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
-from fedsim.checks import require_choice, require_int, require_number
+from fedsim.checks import did_you_mean, require_choice, require_int, require_number, shown
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
-from fedsim.models.build import build_model, load_initial_weights
+from fedsim.make import make, not_made
+from fedsim.models.build import build_model, load_initial_weights, mixing_layers
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.plan import make_plan, print_plan
@@ -87,9 +86,11 @@ def build(cfg: DictConfig) -> Parts:
         raise FedsimError(f"dataset._target_ gives a {type(dataset).__name__}; give a fedsim.data.dataset.Dataset")
     population = build_population(cfg, dataset, algorithm, device)
     check_cohort(algorithm, sampler.expected_size(population.num_clients))
-    model = build_model(make({**cfg.model, "_partial_": True}, "model"), dataset, cfg.seed)
+    model = make_model(cfg, dataset)
+    if settings.batch_size == 1 and (mixing := mixing_layers(model)):
+        raise FedsimError(f"client.batch_size=1 cannot train BatchNorm ({mixing[0]}); raise it, or use torch.nn.GroupNorm")
     if cfg.init.weights is not None:
-        load_initial_weights(model, cfg.init.weights, cfg.init.partial)
+        load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
     trainer = Trainer(model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed)
     server = Server(
@@ -101,11 +102,21 @@ def build(cfg: DictConfig) -> Parts:
         num_clients=population.num_clients,
         holders=np.flatnonzero(population.holdout_sizes),
         plan=evaluation,
-        evaluate=central_evaluation(model, dataset, evaluation.batch_size),
+        evaluate=central_evaluation(model, population, evaluation.batch_size),
     )
     return Parts(
         cfg.name, device, population, algorithm, settings, model, trainer, server, privacy, logger, grid
     )
+
+
+def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
+    """The model, as initialised; it may be a user's own class, which may raise anything."""
+    try:
+        return build_model(make({**cfg.model, "_partial_": True}, "model"), dataset, cfg.seed)
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise not_made("model", str(cfg.model._target_), error) from error
 
 
 def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
@@ -144,29 +155,18 @@ def check_cohort(algorithm: Algorithm, cohort: float) -> None:
         )
 
 
-def central_evaluation(model: nn.Module, dataset: Dataset, batch_size: int) -> Callable[[Params], dict[str, float | None]]:
+def central_evaluation(
+    model: nn.Module, population: Population, batch_size: int
+) -> Callable[[Params], dict[str, float | None]]:
     """Metrics of given arrays on the central test set."""
+    dataset = population.dataset
 
     def evaluate(arrays: Params) -> dict[str, float | None]:
         load_arrays(model, arrays)
-        found = predict(model, dataset.test.x, dataset.test.y, dataset.task, batch_size, dataset.preprocess)
+        found = predict(model, dataset.test.x, dataset.test.y, dataset.task, batch_size, population.preprocess)
         return metrics_of(found, dataset.num_outputs)
 
     return evaluate
-
-
-def make(part: Any, key: str) -> Any:
-    """Instantiate one part; what its constructor refuses is said in its own words, anything else with the key."""
-    try:
-        return instantiate(part, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        while not isinstance(cause, FedsimError) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, FedsimError):
-            raise cause from None
-        reason = str(cause).strip().splitlines()[0]
-        raise FedsimError(f"{key} cannot be made from its configuration: {reason}; compare conf/{key}/") from error
 
 
 def choose_device(name: str) -> torch.device:
@@ -181,21 +181,27 @@ def check_top_level(cfg: DictConfig) -> None:
     """Ranges of the keys that belong to no part, and keys that belong nowhere."""
     known = set(OmegaConf.load(conf_dir() / "config.yaml")) | {path.name for path in conf_dir().iterdir() if path.is_dir()}
     if unknown := sorted(set(cfg) - known - {"hydra"}):
-        raise FedsimError(f"{unknown[0]} is not a key of fedsim; take +{unknown[0]} away, or see --help for the keys there are")
+        close = did_you_mean(unknown[0], known)
+        raise FedsimError(f"{unknown[0]} is not a key of fedsim{close}; take it away, or see --help for the keys there are")
+    for key, example in (("init", "init.weights"), ("checkpoint", "checkpoint.every")):
+        if not isinstance(cfg[key], DictConfig):
+            raise FedsimError(f"{key}={shown(cfg[key])} stands for several keys; set them one by one, as in {example}=...")
+    if not isinstance(cfg.name, str) or not cfg.name or cfg.name.startswith("/") or ".." in cfg.name:
+        raise FedsimError(f"name={shown(cfg.name)} cannot name a run and its folder; give a word, as in name=mine")
     require_int("seed", cfg.seed, low=0)
     require_int("rounds", cfg.rounds, low=1)
     require_int("checkpoint.every", cfg.checkpoint.every, low=1)
     require_int("checkpoint.keep", cfg.checkpoint.keep, low=1)
     for key in ("dry_run", "init.partial"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
-            raise FedsimError(f"{key}={OmegaConf.select(cfg, key)} is neither true nor false; give one of them")
+            raise FedsimError(f"{key}={shown(OmegaConf.select(cfg, key))} is neither true nor false; give one of them")
 
 
 def chosen_baselines(cfg: DictConfig) -> list[str]:
     """`baselines=true` means both; a list names them."""
     if isinstance(cfg.baselines, bool):
         return list(BASELINES) if cfg.baselines else []
-    names = [cfg.baselines] if isinstance(cfg.baselines, str) else list(cfg.baselines)
+    names = list(cfg.baselines) if isinstance(cfg.baselines, ListConfig) else [cfg.baselines]
     return [require_choice("baselines", name, BASELINES) for name in names]
 
 
@@ -237,8 +243,12 @@ def saved_config(run_dir: Path, cfg: DictConfig) -> DictConfig:
     path = run_dir / ".hydra" / "config.yaml"
     if not path.is_file():
         raise FedsimError(f"resume={run_dir} is not the folder of a run (it has no .hydra/config.yaml); give one that is")
-    saved = OmegaConf.load(path)
-    assert isinstance(saved, DictConfig)
+    try:
+        saved = OmegaConf.load(path)
+    except Exception as error:  # YAML's errors, OmegaConf's and those of decoding have no base in common
+        raise FedsimError(f"resume={run_dir}: {path} is corrupt ({type(error).__name__}); it cannot be resumed") from error
+    if not isinstance(saved, DictConfig) or not {"rounds", "checkpoint", "dataset"} <= set(saved):
+        raise FedsimError(f"resume={run_dir}: {path} is not the configuration of a run of fedsim; give the folder of one")
     if cfg.resume_rounds is not None:
         if require_int("rounds", cfg.resume_rounds, low=1) < saved.rounds:
             raise FedsimError(f"rounds={cfg.resume_rounds} is fewer than the run's {saved.rounds}; a resumed run can only grow")
@@ -251,8 +261,8 @@ def saved_config(run_dir: Path, cfg: DictConfig) -> DictConfig:
 def command_of(run_dir: Path) -> str:
     """The command that started the run, as Hydra saved it."""
     path = run_dir / ".hydra" / "overrides.yaml"
-    overrides = OmegaConf.load(path) if path.is_file() else []
-    return command_from([str(one) for one in overrides])
+    overrides = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else []
+    return command_from([str(one) for one in overrides])  # type: ignore[union-attr]
 
 
 def command_from(overrides: list[str]) -> str:

@@ -6,7 +6,10 @@ part of Flower's public interface. Nothing else in fedsim touches such names.
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -35,6 +38,19 @@ def enter_runtime() -> None:
     """Say who we are, as Flower's own runtimes do before an app starts; a Message cannot be made without it."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE_ID, 1
     logging.getLogger("flwr").setLevel(logging.ERROR)
+
+
+@contextmanager
+def cheap_collections() -> Iterator[None]:
+    """Some strategies (QFedAvg, Bulyan) collect garbage once a client; what lives already need not be walked each time.
+
+    With torch loaded a collection takes 0.2 seconds, and a millisecond once what was there before is set aside.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def stamp(message: Message, number: int) -> None:

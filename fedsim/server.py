@@ -34,7 +34,7 @@ Row = dict[str, Any]
 EVALUATION_COLUMNS = (
     *("accuracy", "loss", "macro_f1", "ece"),
     *("federated_accuracy", "federated_accuracy_std", "federated_accuracy_worst10", "federated_accuracy_best10"),
-    "federated_loss",
+    *("federated_loss", "federated_clients"),
 )
 
 
@@ -140,8 +140,9 @@ class Server:
     def run(self, grid: Grid) -> None:
         """Play all rounds that are left."""
         nodes = node_ids(grid)
-        while self.state.round < self.rounds:
-            self.on_round(self.play_round(grid, nodes, self.state.round + 1))
+        with flower.cheap_collections():
+            while self.state.round < self.rounds:
+                self.on_round(self.play_round(grid, nodes, self.state.round + 1))
 
     def play_round(self, grid: Grid, nodes: Nodes, round: int) -> Row:
         """One round; `state` is the last round's until it is over, and this one's after."""
@@ -201,7 +202,7 @@ class Server:
     def _federated(self, grid: Grid, nodes: Nodes, round: int, arrays: Params) -> tuple[Row, dict[int, dict[str, float]]]:
         chosen = self._choose(self.holders, self.plan.clients, round)
         found = self._ask(grid, nodes, round, arrays, chosen, "holdout") if len(chosen) else {}
-        row: Row = {"federated_loss": _mean(found, "loss")}
+        row: Row = {"federated_loss": _mean(found, "loss"), "federated_clients": len(found)}
         if accuracies := [metrics["accuracy"] for metrics in found.values() if "accuracy" in metrics]:
             spread = across_clients(accuracies)
             row["federated_accuracy"] = spread.pop("mean")

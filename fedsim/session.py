@@ -53,6 +53,8 @@ class Session:
         path, server = self.folder.path, self.parts.server
         checkpoint = load_checkpoint(self.folder.checkpoints)
         progress = checkpoint.progress
+        if missing := self._progress().keys() - progress.keys():
+            raise FedsimError(f"resume={path}: its checkpoint is corrupt (no {min(missing)}); start the experiment anew")
         if progress["config"] != self.digest:
             raise FedsimError(f"resume={path}: its checkpoint is of another experiment than its .hydra/config.yaml; restore that file")
         if progress["dataset"] != self.parts.population.dataset.fingerprint:
@@ -87,6 +89,7 @@ class Session:
             logger.abort(str(error) or type(error).__name__)
             raise
         logger.finish(summary)
+        print(closing_line(summary, self.folder.path))
         return summary
 
     def _play(self, progress: Progress) -> None:
@@ -119,9 +122,9 @@ class Session:
             self._checkpoint()
         return Stopped(f"stopped after round {done} of {rounds}; go on with: python -m fedsim resume={path}")
 
-    def _checkpoint(self) -> None:
+    def _progress(self) -> dict[str, Any]:
         state = self.state
-        progress = {
+        return {
             "config": self.digest,
             "dataset": self.parts.population.dataset.fingerprint,
             "round": state.round,
@@ -132,7 +135,10 @@ class Session:
             "first_failure": state.first_failure,
             "client_metrics": state.client_metrics,
         }
-        checkpoint = Checkpoint(state.arrays, self.grid.states.committed, state.strategy, progress)
+
+    def _checkpoint(self) -> None:
+        state = self.state
+        checkpoint = Checkpoint(state.arrays, self.grid.states.committed, state.strategy, self._progress())
         save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
         self._saved = state.round
 
@@ -200,13 +206,22 @@ class Session:
             "accuracy_worst10": row["federated_accuracy_worst10"],
             "accuracy_best10": row["federated_accuracy_best10"],
             "loss_mean": row["federated_loss"],
-            "num_clients": len(self.state.client_metrics),
+            "num_clients": row["federated_clients"],
         }
 
 
 def unfinished(run_dir: Path) -> bool:
     """Whether the folder holds a run that can be resumed."""
     return bool(checkpoints(run_dir / "checkpoints"))
+
+
+def closing_line(summary: dict[str, Any], path: Path) -> str:
+    """What a finished run says on standard output."""
+    judged = [f"{name} {summary[name]:.4g}" for name in ("accuracy", "loss") if summary[name] is not None]
+    words = [*judged, f"{summary['rounds']} rounds", f"{summary['seconds']:.0f} s"]
+    if summary["failures"]["count"]:
+        words.append(f"{summary['failures']['count']} failures of clients")
+    return f"{summary['experiment']}: {', '.join(words)}; report: {path / 'report.html'}"
 
 
 def _counter(counts: dict[str, int]) -> Counter[int]:

@@ -126,7 +126,8 @@ def through_flower(strategy: flwr.Strategy) -> list[Params]:
             metrics = MetricRecord({"num-examples": update.num_examples, **update.metrics})
             own = ArrayRecord({name: Array(array.numpy()) for name, array in update.arrays.items()})
             replies.append(Message(RecordDict({"arrays": own, "metrics": metrics}), reply_to=message))
-        aggregated, _ = strategy.aggregate_train(round, replies)
+        with flower.cheap_collections():
+            aggregated, _ = strategy.aggregate_train(round, replies)
         assert aggregated is not None
         arrays = {name: torch.from_numpy(array.numpy()).float() for name, array in aggregated.items()}
         history.append(arrays)

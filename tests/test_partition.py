@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.stats import kstest
 
 from fedsim.data import partition as schemes
+from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.partition import Columns, Partition
+from fedsim.experiment import columns_of
 from fedsim.rng import SERVER, derive_seed, numpy_generator
 from fedsim.types import FedsimError
 
@@ -160,6 +163,17 @@ def test_users_are_those_of_flower():
     assert [ours.client(client).tolist() for client in range(ours.num_clients)] == theirs
 
 
+def test_lines_of_text_lie_with_their_speakers():
+    speaker = np.array([2, 0, 2, 5, 0, 2])
+    text = torch.zeros(6, 4, dtype=torch.uint8), torch.zeros(6, 4, dtype=torch.int64)
+    spoken = Dataset("play", Examples(*text, speaker), Examples(*text), "next_token", ("a",), users=tuple("abcdef"))
+    data = columns_of(spoken)
+    partition = schemes.natural(data, None, 0)
+    assert [partition.client(client).tolist() for client in range(3)] == [[1, 4], [0, 2, 5], [3]]
+    assert schemes.grouped_natural(data, None, 0, group_size=2).sizes.sum() == 6
+    assert_lawful(schemes.dirichlet(data, 2, 0), 6)  # by speaker, where a line has no class
+
+
 @pytest.mark.parametrize("mode", ["allow-smaller", "allow-bigger", "drop-reminder"])
 @pytest.mark.parametrize("in_order", [False, True])
 def test_groups_of_users_are_those_of_flower(mode, in_order):
@@ -261,9 +275,9 @@ REFUSED = {
     "iid more clients than rows": ("iid", columns(), 601, {}, "population.num_clients=601 is more than the 600"),
     "dirichlet more clients": ("dirichlet", columns(), 601, {}, "population.num_clients=601 is more than the 600"),
     "alpha 0": ("dirichlet", columns(), 5, {"alpha": 0}, "partition.alpha=0 "),
-    "alpha negative": ("quantity", columns(), 5, {"alpha": -1.0}, "partition.alpha=-1.0"),
+    "alpha negative": ("quantity", columns(), 5, {"alpha": -1.0}, "partition.alpha=-1 "),
     "alpha NaN": ("inner_dirichlet", columns(), 5, {"alpha": float("nan")}, "partition.alpha=nan"),
-    "alpha a word": ("dirichlet", columns(), 5, {"alpha": "high"}, "partition.alpha=high"),
+    "alpha a word": ("dirichlet", columns(), 5, {"alpha": "high"}, "partition.alpha='high'"),
     "min_size out of reach": (
         "dirichlet",
         columns(),

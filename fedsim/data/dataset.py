@@ -74,7 +74,7 @@ class Dataset:
                 raise FedsimError(f"dataset {self.name} has NaN or Inf among its {split} targets; drop those rows")
             return
         known = y[y != IGNORED_TARGET] if self.task == "next_token" else y
-        if len(known) and not (0 <= int(known.min()) and int(known.max()) < len(self.classes)):
+        if len(known) and not (int(known.min()) >= 0 and int(known.max()) < len(self.classes)):
             raise FedsimError(
                 f"dataset {self.name} has {split} labels outside 0..{len(self.classes) - 1}; "
                 "number the classes from 0 in the order of `classes`"
@@ -99,12 +99,15 @@ class Dataset:
             for column in (examples.x.numpy(), examples.y.numpy(), examples.user, examples.time):
                 if column is not None:
                     digest.update(f"{column.dtype}{column.shape}".encode())
-                    digest.update(np.ascontiguousarray(column))
+                    digest.update(np.ascontiguousarray(column).data)
         return digest.hexdigest()
 
 
 class Normalize(nn.Module):
     """Raw bytes 0..255 (b, ...) to float32 (x / 255 - mean) / std."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: float | list[float], std: float | list[float]) -> None:
         super().__init__()
@@ -118,7 +121,10 @@ class Normalize(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Features (b, f) to zero mean and unit variance, by the training split's own moments; a constant column gives 0."""
+    """Features (b, f) to zero mean and unit variance by the training split's moments; a constant column gives 0."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()

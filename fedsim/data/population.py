@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +21,7 @@ class Population:
     """Clients 0 .. num_clients - 1, each with rows to train on and held-out rows to be judged on.
 
     holdout: the share of each client's rows that it never trains on (rounded down). corruption: what is wrong with the
-    rows. device: where tensors are put. seed: the run's.
+    rows. seed: the run's. device: where tensors are put; `preprocess` is the dataset's pipeline there.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Population:
     ) -> None:
         self.dataset, self.partition, self.corruption = dataset, partition, corruption
         self.holdout, self.seed, self.device = holdout, seed, torch.device(device)
-        self._preprocess = dataset.preprocess.to(self.device)
+        self.preprocess = copy.deepcopy(dataset.preprocess).to(self.device)
 
     @property
     def num_clients(self) -> int:
@@ -69,7 +70,7 @@ class Population:
         index = torch.from_numpy(rows)
         examples = self.dataset.train
         with torch.no_grad():
-            x = self._preprocess(examples.x[index].to(self.device))
+            x = self.preprocess(examples.x[index].to(self.device))
         y = examples.y[index].to(self.device)
         x, y = self.corruption.apply(
             x,

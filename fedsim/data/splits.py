@@ -10,27 +10,30 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fedsim.checks import require_number
 from fedsim.rng import SERVER, numpy_generator
 from fedsim.types import FedsimError
 
 Split: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
-def stratified_split(y: np.ndarray, test_share: float, seed: int) -> Split:
+def stratified_split(y: np.ndarray, test_share: float, seed: int = 0, name: str = "") -> Split:
     """A random share of each class, so that train and test hold the classes in the same proportions.
 
     y: (n,) labels of any sortable type. The test rows are round(n * test_share) in all, shared over the classes by
     largest remainder; the last row of a class always stays in train.
+
+    name: of a dataset that has its own fixed draw, so that every run and every paper tests on the same rows.
     """
     _check_share(test_share)
     y = np.asarray(y)
     _, label, counts = np.unique(y, return_inverse=True, return_counts=True)
-    sizes = _largest_remainders(counts, test_share)
-    order = numpy_generator(seed, 0, SERVER, "split").permutation(len(y))
-    order = order[np.argsort(label[order], kind="stable")]  # random within a class, classes one after the other
-    starts = np.cumsum(counts) - counts
-    rank = np.arange(len(y)) - np.repeat(starts, counts)
-    return _whole(order, rank < np.repeat(sizes, counts), len(y))
+    by_class = np.split(np.argsort(label, kind="stable"), np.cumsum(counts)[:-1])
+    rng = numpy_generator(seed, 0, SERVER, f"split/{name}" if name else "split")
+    is_test = np.zeros(len(y), dtype=bool)
+    for rows, size in zip(by_class, _largest_remainders(counts, test_share), strict=True):
+        is_test[rng.permutation(rows)[:size]] = True
+    return _whole(np.arange(len(y)), is_test, len(y))
 
 
 def random_split(n: int, test_share: float, seed: int) -> Split:
@@ -66,8 +69,7 @@ def user_split(user: np.ndarray, test_share: float, seed: int) -> Split:
 
 
 def _check_share(test_share: float) -> None:
-    if not 0 < test_share < 1:
-        raise FedsimError(f"dataset.test_share={test_share} is no share; give a number between 0 and 1, such as 0.2")
+    require_number("dataset.test_share", test_share, above=0, below=1)
 
 
 def _largest_remainders(counts: np.ndarray, share: float) -> np.ndarray:

@@ -57,17 +57,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """The newest. Raises FedsimError where there is none, or it is corrupt or of another format."""
     found = checkpoints(folder)
     if not found:
-        raise FedsimError(f"resume={folder.parent}: there is no checkpoint in {folder}; start the experiment anew without resume")
+        raise FedsimError(
+            f"resume={folder.parent}: there is no checkpoint in {folder}; start the experiment anew without resume"
+        )
     path, what = found[-1], f"resume={folder.parent}"
     progress = read_json(path / "state.json", what)
     if not isinstance(progress, dict) or progress.get("format") != FORMAT:
-        raise FedsimError(f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew")
+        raise FedsimError(
+            f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew"
+        )
+    arrays, states, remembered = (
+        read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "clients", "strategy")
+    )
     clients: dict[int, Params] = {}
-    for key, array in read_arrays(path / "clients.safetensors", what).items():
-        client, name = key.split("/", 1)
-        clients.setdefault(int(client), {})[name] = array
-    strategy = _give_arrays(progress.pop("strategy"), read_arrays(path / "strategy.safetensors", what))
-    return Checkpoint(read_arrays(path / "arrays.safetensors", what), clients, strategy, progress)
+    try:
+        for key, array in states.items():
+            client, name = key.split("/", 1)
+            clients.setdefault(int(client), {})[name] = array
+        strategy = _give_arrays(progress.pop("strategy"), remembered)
+    except (KeyError, ValueError) as error:
+        raise FedsimError(f"{what}: {path} is corrupt (its files do not fit each other); it cannot be used") from error
+    return Checkpoint(arrays, clients, strategy, progress)
 
 
 def _take_arrays(value: Any, into: Params) -> Any:

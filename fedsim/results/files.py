@@ -39,10 +39,11 @@ def write_table(path: Path, columns: dict[str, Any], metadata: dict[str, str] | 
 
 def write_arrays(path: Path, arrays: Params, metadata: dict[str, str] | None = None) -> None:
     """Safetensors."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    content = save({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, metadata)
     with whole(path) as temporary:
-        save_file({name: array.detach().cpu().contiguous() for name, array in arrays.items()}, temporary, metadata)
+        temporary.write_bytes(content)  # safetensors' own writer leaves files that only their owner can read
 
 
 def read_arrays(path: Path, what: str) -> Params:

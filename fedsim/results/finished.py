@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,20 @@ FILES = ("summary.json", "privacy.json", "rounds.parquet", "clients.parquet")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as its folder tells it, for pictures and for the report.
+    """A finished run as its folder tells it.
 
+    summary, privacy: what summary.json and privacy.json hold.
     rounds, clients: numeric columns by name, each (rows,) float64 with NaN where the file has null or is not finite.
+    users: (clients,) the natural user behind each client, None where there is no single one.
     class_counts: (clients, classes) examples of each class that each client holds, or None (regression).
     """
 
     folder: Path
     summary: dict[str, Any]
+    privacy: dict[str, Any]
     rounds: dict[str, np.ndarray]
     clients: dict[str, np.ndarray]
+    users: list[str | None]
     class_counts: np.ndarray | None
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -43,17 +48,18 @@ class Run:
 
 
 def read_run(run_dir: Path) -> Run:
-    """Read summary.json, rounds.parquet and clients.parquet; FedsimError where one is missing."""
+    """Read the files of a finished run. Raises FedsimError where one is missing or corrupt."""
     import pyarrow.parquet as pq
 
-    for name in ("summary.json", "rounds.parquet", "clients.parquet"):
+    for name in FILES:
         if not (run_dir / name).is_file():
             raise FedsimError(
                 f"{run_dir} has no {name}, so it is not a finished run; name the folder of a finished run"
             )
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    summary, privacy = (read_json(run_dir / name, "the run") for name in ("summary.json", "privacy.json"))
     rounds, clients = pq.read_table(run_dir / "rounds.parquet"), pq.read_table(run_dir / "clients.parquet")
-    return Run(run_dir, summary, _numbers(rounds), _numbers(clients), _class_counts(clients))
+    users = clients.column("user").to_pylist()
+    return Run(run_dir, summary, privacy, _numbers(rounds), _numbers(clients), users, _class_counts(clients))
 
 
 def _numbers(table: pa.Table) -> dict[str, np.ndarray]:
@@ -81,8 +87,12 @@ def _class_counts(clients: pa.Table) -> np.ndarray | None:
     return counts.reshape(len(column), -1) if len(counts) else None
 
 
+def tenth_of(clients: int) -> int:
+    """How many clients are a tenth of so many: at least one, rounded up as in `training.evaluation.across_clients`."""
+    return max(1, math.ceil(clients / 10))
+
+
 def tenths(values: np.ndarray) -> tuple[float, float]:
-    """Means of the lowest and of the highest tenth of finite values, at least one value each."""
-    ordered = np.sort(values)
-    size = max(1, round(len(ordered) / 10))
+    """Means of the lowest and of the highest tenth of finite values."""
+    ordered, size = np.sort(values), tenth_of(len(values))
     return float(ordered[:size].mean()), float(ordered[-size:].mean())

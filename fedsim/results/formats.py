@@ -38,6 +38,11 @@ def tenth_text(value: Any) -> str:
     return f"{value:,.1f}" if known(value) else DASH
 
 
+def tenth_names(clients: int) -> tuple[str, str]:
+    """What the worst and the best tenth of so many clients are called: of up to ten clients, each is one client."""
+    return ("the worst client", "the best client") if clients <= 10 else ("the worst tenth", "the best tenth")
+
+
 def bytes_text(count: Any) -> str:
     """A number of bytes with the unit that fits: `12.3 MB` (powers of 1,000)."""
     if not known(count):

@@ -37,7 +37,6 @@ def write_plots(run_dir: Path) -> list[Path]:
     import matplotlib
 
     run = read_run(run_dir)
-    (run_dir / "plots").mkdir(exist_ok=True)
     written = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc must not change what a run looks like
@@ -48,8 +47,7 @@ def write_plots(run_dir: Path) -> list[Path]:
             if figure is None:
                 path.unlink(missing_ok=True)
                 continue
-            part = path.with_suffix(".part")
-            figure.savefig(part, format="png")
-            os.replace(part, path)
+            with whole(path) as temporary:
+                figure.savefig(temporary, format="png")
             written.append(path)
     return written

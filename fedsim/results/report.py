@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from fedsim.paths import whole
-from fedsim.results.finished import Run, read_run
+from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
 from fedsim.results.loggers import without_credentials
 from fedsim.results.plots import DRAWINGS, write_plots
-from fedsim.results.wording import failures, gains, privacy, spread, story
+from fedsim.results.wording import failures, gains, participation, privacy, spread, story
 
 CAPTIONS = {
     "learning_curve": "Accuracy and loss over rounds, on the test rows and on the clients' own held-out rows",
@@ -47,9 +47,8 @@ def write_report(run_dir: Path) -> Path:
     )
     html = environment.get_template("report.html.j2").render(_view(run))
     path = run_dir / "report.html"
-    part = path.with_suffix(".part")
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, path)
+    with whole(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 
@@ -66,9 +65,10 @@ def _view(run: Run) -> dict[str, Any]:
         "gains": gains(summary),
         "groups": _groups(run),
         "spread": spread(run),
+        "participation": participation(run),
         "failures": failures(run),
         "costs": _costs(summary),
-        "privacy": privacy(summary, config),
+        "privacy": privacy(run.privacy),
         "machine": _machine(summary),
         "dataset": _dataset(summary),
         "overrides": overrides.strip() if overrides.strip() not in ("", "[]") else None,
@@ -129,17 +129,17 @@ def _groups(run: Run) -> list[tuple[str, ...]]:
     """A row for the worst tenth, the middle, and the best tenth of clients by accuracy on their own held-out rows."""
     accuracy = run.client("accuracy")
     order = np.argsort(accuracy, kind="stable")[: np.isfinite(accuracy).sum()]  # NaN sorts last
-    if len(order) < 10:
+    if len(order) <= 10:
         return []
-    tenth = max(1, round(len(order) / 10))
+    tenth = tenth_of(len(order))
     groups = {"Worst tenth": order[:tenth], "Middle": order[tenth:-tenth], "Best tenth": order[-tenth:]}
-    columns = [(run.client(name), show) for name, show in (("num_examples", tenth_text), ("participations", tenth_text))]
+    columns = [run.client(name) for name in ("num_examples", "participations")]
     return [
         (
             name,
             count_text(len(who)),
             percent(accuracy[who].mean()),
-            *(show(_mean(column[who])) for column, show in columns),
+            *(tenth_text(_mean(column[who])) for column in columns),
         )
         for name, who in groups.items()
     ]

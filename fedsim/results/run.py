@@ -54,7 +54,11 @@ class RunFolder:
         write_arrays(self.path / "model.safetensors", arrays, {"dataset": fingerprint})
         write_table(self.path / "rounds.parquet", columns_of(rounds))
         write_table(self.path / "clients.parquet", clients)
-        write_table(self.path / "lineage.parquet", lineage(population), {"dataset": population.dataset.name, "fingerprint": fingerprint})
+        write_table(
+            self.path / "lineage.parquet",
+            lineage(population),
+            {"dataset": population.dataset.name, "fingerprint": fingerprint},
+        )
         write_json(self.path / "privacy.json", privacy)
         write_json(self.summary, summary)
         write_plots(self.path)
@@ -90,7 +94,9 @@ def client_columns(
         "user": pa.array(_users(population), pa.string()),
         "num_examples": pa.array(population.partition.sizes - held, pa.int64()),
         "num_holdout": pa.array(held, pa.int64()),
-        "class_counts": pa.array(list(counts.astype(np.int32)) if counts is not None else [None] * len(ids), pa.list_(pa.int32())),
+        "class_counts": pa.array(
+            list(counts.astype(np.int32)) if counts is not None else [None] * len(ids), pa.list_(pa.int32())
+        ),
         "participations": pa.array([participations.get(client, 0) for client in ids], pa.int32()),
         "failures": pa.array([failures.get(client, 0) for client in ids], pa.int32()),
         "accuracy": pa.array([_metric(metrics, client, "accuracy") for client in ids], pa.float64()),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from fedsim.results.finished import Run, tenths
-from fedsim.results.formats import count_text, known, number_text, percent, tenth_text, text
+from fedsim.results.formats import count_text, known, number_text, percent, tenth_names, tenth_text, text
 
 NO_PRIVACY = "No privacy mechanism: the server sees each client's update."
 
@@ -17,10 +16,9 @@ def story(run: Run) -> str:
     """One sentence of what happened, with the caveat that matters most."""
     s = run.summary
     data = s.get("dataset") or {}
-    start = (
-        f"In {count_text(s.get('rounds'))} rounds of {count_text(s.get('cohort_size'))} out of {count_text(s.get('num_clients'))} "
-        f"clients, {text(s.get('strategy'))} trained {text(s.get('model'))} on {text(data.get('name'))} to "
-    )
+    rounds, cohort, clients = (count_text(s.get(key)) for key in ("rounds", "cohort_size", "num_clients"))
+    what = f"{text(s.get('strategy'))} trained {text(s.get('model'))} on {text(data.get('name'))}"
+    start = f"In {rounds} round{'' if s.get('rounds') == 1 else 's'} of {cohort} out of {clients} clients, {what} to "
     rows = f"{count_text(data.get('test_rows'))} test rows" if known(data.get("test_rows")) else "test rows"
     if known(s.get("accuracy")):
         return f"{start}{percent(s['accuracy'])} accuracy on {rows} that no client trained on{_caveat(run)}."
@@ -44,7 +42,8 @@ def _caveat(run: Run) -> str:
         return f", {behind:.1f} points below the best it had reached ({percent(s['best_accuracy'])}, {_best_at(s)})"
     worst, mean = federated.get("accuracy_worst10"), federated.get("accuracy_mean")
     if known(worst) and known(mean) and mean - worst >= 0.1:
-        return f", but the worst-served tenth of clients get {percent(worst)} on their own data (mean {percent(mean)})"
+        worst_name, _ = tenth_names(federated.get("num_clients") or len(run.users))
+        return f", but {worst_name} has {percent(worst)} on its own data (the clients' mean is {percent(mean)})"
     _, values = run.curve("accuracy")
     if len(values) >= 10 and values[-3:].mean() - values[-6:-3].mean() >= 0.01:
         return ", and it was still rising when the run ended"
@@ -85,10 +84,7 @@ def gains(summary: dict[str, Any]) -> dict[str, Any] | None:
         return None
     # told of the first measure that says what was gained, or else of the first that says what it cost
     told = [
-        (key, mine)
-        for base in (alone, central)
-        for _, key, mine, _ in measures
-        if known(mine) and known(base.get(key))
+        (key, mine) for base in (alone, central) for _, key, mine, _ in measures if known(mine) and known(base.get(key))
     ]
     key, mine = told[0]
     return {"rows": rows, "words": _gain_words(key, mine, alone.get(key), central.get(key))}
@@ -122,12 +118,40 @@ def spread(run: Run) -> str | None:
     if not own and len(accuracy):
         mean, deviation, (worst, best) = float(accuracy.mean()), float(accuracy.std()), tenths(accuracy)
     if not known(mean):
-        return None
-    count = count_text(own.get("num_clients") or len(accuracy))
+        return _loss_spread(run)
+    count = own.get("num_clients") or len(accuracy)
+    worst_name, best_name = tenth_names(count)
     return (
-        f"On their own held-out rows {count} clients average {percent(mean)} (standard deviation {percent(deviation)}"
-        f"); the worst tenth average {percent(worst)}, the best tenth {percent(best)}."
+        f"On their own held-out rows {count_text(count)} clients average {percent(mean)} accuracy (standard deviation "
+        f"{percent(deviation)}); {worst_name} has {percent(worst)}, {best_name} {percent(best)}."
     )
+
+
+def _loss_spread(run: Run) -> str | None:
+    loss = run.client("loss")
+    loss = loss[np.isfinite(loss)]
+    if len(loss) == 0:
+        return None
+    mean, (low, high) = float(loss.mean()), tenths(loss)
+    worst_name, best_name = tenth_names(len(loss))
+    return (
+        f"On their own held-out rows {count_text(len(loss))} clients average a loss of {number_text(mean)}; "
+        f"{worst_name} has {number_text(high)}, {best_name} {number_text(low)}."
+    )
+
+
+def participation(run: Run) -> str | None:
+    """Who took part, as a sentence; None where the run did not count it."""
+    times = run.client("participations")
+    times = times[np.isfinite(times)]
+    if len(times) == 0:
+        return None
+    rounds = len(run.rounds["round"])
+    if times.min() == times.max():
+        how_often = "every round" if times[0] == rounds else f"{times[0]:,.0f} of {rounds:,} rounds"
+        return f"Each of the {len(times):,} clients took part in {how_often}."
+    took = f"{(times > 0).sum():,} of {len(times):,} clients took part"
+    return f"{took}, in {times.mean():.3g} of {rounds:,} rounds on average."
 
 
 def failures(run: Run) -> dict[str, str | None]:
@@ -148,17 +172,21 @@ def failures(run: Run) -> dict[str, str | None]:
     }
 
 
-def privacy(summary: dict[str, Any], config: str) -> dict[str, Any]:
-    """What may be claimed: a guarantee only where an epsilon was accounted, and never more than that."""
-    epsilon, delta, noise = (summary.get(name) for name in ("epsilon", "delta", "noise_multiplier"))
-    rows = [("ε", number_text(epsilon)), ("δ", number_text(delta)), ("Noise multiplier", number_text(noise))]
+def privacy(ledger: dict[str, Any]) -> dict[str, Any]:
+    """What may be claimed, by privacy.json: a guarantee only where an epsilon was accounted, and never more."""
+    mechanism, epsilon, delta = (ledger.get(name) for name in ("mechanism", "epsilon", "delta"))
+    if mechanism == "none":
+        return {"words": NO_PRIVACY, "rows": [], "caveats": []}
     if known(epsilon):
         words = f"The model is differentially private with ε = {number_text(epsilon)} at δ = {number_text(delta)}"
-        unit = _privacy_setting(config, "unit")
-        return {"words": f"{words}, for one {unit}." if unit else f"{words}.", "rows": rows}
-    if known(noise) or _has_mechanism(config):
-        return {
-            "words": "A privacy mechanism was configured but no ε was accounted, so no guarantee is claimed.",
-            "rows": rows,
-        }
-    return {"words": NO_PRIVACY, "rows": []}
+        words += f", for one {ledger['unit']}." if ledger.get("unit") else "."
+    else:
+        words = "A privacy mechanism was at work but no ε was accounted, so no guarantee is claimed."
+    rows = [
+        ("Mechanism", text(mechanism)),
+        ("ε", number_text(epsilon)),
+        ("δ", number_text(delta)),
+        ("Noise multiplier", number_text(ledger.get("noise_multiplier"))),
+        *((name.capitalize(), text(ledger.get(name))) for name in ("unit", "adjacency", "accountant", "trust")),
+    ]
+    return {"words": words, "rows": rows, "caveats": list(ledger.get("caveats") or ())}

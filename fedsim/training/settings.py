@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fedsim.checks import require_int, require_number
+from fedsim.types import FedsimError
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ class LocalTraining:
             require_int("client.max_steps", self.max_steps, low=1)
         if self.max_grad_norm is not None:
             require_number("client.max_grad_norm", self.max_grad_norm, above=0)
+        if self.optimizer is not None:
+            self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        if not callable(self.optimizer):
+            raise FedsimError(f"client.optimizer={self.optimizer} cannot make an optimiser; use client=adamw, or leave it out for SGD")
+        for key in ("momentum", "weight_decay"):
+            if getattr(self, key):
+                raise FedsimError(
+                    f"client.{key}={getattr(self, key):g} is of SGD alone; set it to 0, or set client.optimizer=null"
+                )
 
     def steps(self, num_examples: int) -> int:
         """Steps that a client with so many examples makes in a round."""

@@ -27,13 +27,14 @@ def require_clients(scheme: str, columns: Columns, num_clients: int | None) -> i
 
 
 def require_sizes(scheme: str, columns: Columns, num_clients: int | None, partition_sizes: Sequence[int]) -> list[int]:
+    """`partition_sizes`, once it fits the clients and the rows."""
     sizes = list(partition_sizes)
     if num_clients is not None and num_clients != len(sizes):
         raise FedsimError(
             f"partition.partition_sizes names {len(sizes)} clients and population.num_clients={num_clients}; make them "
             f"equal, or set population.num_clients=null"
         )
-    if not sizes or any(not _is_whole(rows) or rows < 1 for rows in sizes):
+    if not sizes or any(not isinstance(rows, int) or rows < 1 for rows in sizes):
         raise FedsimError(f"partition={scheme} needs whole numbers of rows from 1 up in partition.partition_sizes")
     if sum(sizes) > len(columns.label):
         raise FedsimError(
@@ -65,6 +66,7 @@ def class_codes(scheme: str, columns: Columns) -> np.ndarray:
 
 
 def require_classes_per_client(key: str, value: int, codes: np.ndarray) -> None:
+    """Refuse more classes a client than there are among `codes` (n,)."""
     require_int(f"partition.{key}", value, low=1)
     if value > int(codes.max()) + 1:
         raise FedsimError(
@@ -73,6 +75,7 @@ def require_classes_per_client(key: str, value: int, codes: np.ndarray) -> None:
 
 
 def require_users(scheme: str, columns: Columns) -> np.ndarray:
+    """(n,) users of the rows."""
     if columns.user is None:
         raise FedsimError(
             f"partition={scheme} needs natural users, and this dataset has none; set another partition, such as "

@@ -90,7 +90,8 @@ def pathological(
     """
     clients = require_clients("pathological", columns, num_clients)
     codes = class_codes("pathological", columns)
-    require_choice("partition.class_assignment_mode", class_assignment_mode, ("first-deterministic", "random", "deterministic"))
+    modes = ("first-deterministic", "random", "deterministic")
+    require_choice("partition.class_assignment_mode", class_assignment_mode, modes)
     require_classes_per_client("num_classes_per_partition", num_classes_per_partition, codes)
     return deal(
         codes,

@@ -24,8 +24,7 @@ def continuous(
     column = columns.label if partition_by == "label" else columns.time
     if column is None:
         raise FedsimError("the dataset's rows have no time; set partition.partition_by=label or choose another dataset")
-    if not (_is_real(strictness) and 0 <= strictness <= 1):
-        raise FedsimError(f"partition.strictness={strictness} is not between 0 and 1; set it to 0.5, say")
+    require_number("partition.strictness", strictness, low=0, high=1)
     return deal(
         _ranks(column, seed) if strictness in (0, 1) else _standardized(column, partition_by),
         seed,

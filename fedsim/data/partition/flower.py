@@ -24,7 +24,7 @@ def deal(values: np.ndarray, seed: int, make: Callable[[Any, int], Any], failure
     shuffle within clients, which costs time and would be undone by the sort. failure: the sentence for a refusal.
     """
     try:
-        from flwr_datasets import partitioner as flwr  # type: ignore[import-untyped]
+        from flwr_datasets import partitioner as flwr
     except ImportError as error:
         raise MissingPackageError("this partition needs flwr-datasets; pip install flwr-datasets") from error
     order = numpy_generator(seed, 0, SERVER, "partition/order").permutation(len(values)).astype(np.int64)
@@ -51,7 +51,7 @@ def _row_numbers(values: np.ndarray, rows: np.ndarray) -> Any:
     Partitioners ask a dataset for little: a column, its unique values, a sort, a selection. Arrow answers each a client
     at a time: 60,000 rows and 1,000 clients took 4 s that way, and a tenth of a second this way.
     """
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     class RowNumbers(Dataset):
         def __init__(self, values: np.ndarray, rows: np.ndarray) -> None:

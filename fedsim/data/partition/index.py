@@ -27,6 +27,7 @@ class Partition(NamedTuple):
 
     @property
     def num_clients(self) -> int:
+        """How many clients there are."""
         return len(self.offsets) - 1
 
     @property
@@ -42,11 +43,12 @@ class Partition(NamedTuple):
 
 
 def offsets_of(sizes: np.ndarray) -> np.ndarray:
+    """(clients,) rows of each client to (clients + 1,) offsets."""
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
 
 
 def by_owner(owner: np.ndarray, clients: int) -> Partition:
-    """owner: (n,) the client of each row, -1 for a row that nobody holds."""
+    """The index of `clients` clients. owner: (n,) the client of each row, -1 for a row that nobody holds."""
     held = np.flatnonzero(owner >= 0)
     owner = owner[held].astype(np.int32)
     return Partition(offsets_of(np.bincount(owner, minlength=clients)), held[np.argsort(owner, kind="stable")])

@@ -1,4 +1,4 @@
-"""What the sources share: finding a file, reading it only if it is the right one, fetching it, and fixed splits."""
+"""What the sources share: finding a file, reading it only if it is the right one, and fetching it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import gzip
 import hashlib
 import importlib.util
 import lzma
+import shutil
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from fedsim.paths import data_dir
-from fedsim.rng import SERVER, numpy_generator
+from fedsim.paths import data_dir, whole
 from fedsim.types import FedsimError
 
 
@@ -76,36 +76,16 @@ def download(url: str, path: Path, name: str, sha256: str | None = None) -> Path
 
     from rich.progress import wrap_file
 
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urlopen(url, timeout=60) as reply, part.open("wb") as out:
-            size = int(reply.headers.get("Content-Length") or 0)
-            with wrap_file(reply, total=size, description=path.name) as stream:
-                while block := stream.read(1 << 16):
-                    out.write(block)
-        read_bytes(part, name, f"python -m fedsim.data {name} --fetch", sha256)
-        part.replace(path)
+        with whole(path) as part:
+            with urlopen(url, timeout=60) as reply, part.open("wb") as out:
+                size = int(reply.headers.get("Content-Length") or 0)
+                with wrap_file(reply, total=size, description=path.name) as stream:
+                    shutil.copyfileobj(stream, out)
+            read_bytes(part, name, f"python -m fedsim.data {name} --fetch", sha256)
     except (URLError, OSError, TimeoutError) as error:
         raise FedsimError(f"dataset {name}: {url} cannot be fetched to {path.parent} ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
     return path
-
-
-def stratified_split(name: str, labels: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (train, test), both sorted, with round(fraction * count) of every class in test.
-
-    The draw depends on the dataset's name alone and not on the run's seed: every run and every paper that uses this
-    dataset tests on the same rows.
-    """
-    rng = numpy_generator(0, 0, SERVER, f"split/{name}")
-    chosen = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        chosen.append(rng.permutation(rows)[: round(fraction * len(rows))])
-    test = np.sort(np.concatenate(chosen))
-    return np.setdiff1d(np.arange(len(labels)), test), test
 
 
 def user_index(names: np.ndarray, in_test: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, Standardize
-from fedsim.data.sources._files import find_file, missing, stratified_split
+from fedsim.data.sources._files import find_file, missing
+from fedsim.data.splits import stratified_split
 from fedsim.types import FedsimError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -68,6 +69,6 @@ def tabular(name: str, x: np.ndarray, y: np.ndarray, classes: tuple[str, ...], s
     """Features x (n, f), labels y (n,); a fixed stratified test of a fifth, standardised by the training rows."""
     train, test = (
         Examples(torch.from_numpy(x[rows]), torch.from_numpy(y[rows].astype(np.int64)))
-        for rows in stratified_split(name, y, 0.2)
+        for rows in stratified_split(y, 0.2, name=name)
     )
     return Dataset(name, train, test, "classification", classes, Standardize.fit(train.x), source=source)

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, Normalize
-from fedsim.data.sources._files import find_file, missing, package_file, read_bytes, stratified_split
+from fedsim.data.sources._files import find_file, missing, package_file, read_bytes
+from fedsim.data.splits import stratified_split
 
 ABOUT = "1,797 digits, 8x8, 10 classes; for smoke tests"
 HOW = "pip install scikit-learn"
@@ -30,7 +31,7 @@ def load(root: str | None = None) -> Dataset:
     rows = np.fromstring(text.replace(b"\n", b","), dtype=np.int16, sep=",").reshape(1797, 65)  # 64 pixels, the label
     x = torch.from_numpy(rows[:, :64].astype(np.uint8).reshape(-1, 1, 8, 8))
     y = rows[:, 64].astype(np.int64)
-    train, test = (Examples(x[split], torch.from_numpy(y[split])) for split in stratified_split("digits", y, 0.2))
+    train, test = (Examples(x[split], torch.from_numpy(y[split])) for split in stratified_split(y, 0.2, name="digits"))
     raw = train.x.double() / 255  # Normalize counts in 255ths, whatever the largest value is
     pipeline = Normalize(raw.mean().item(), raw.std(unbiased=False).item())
     classes = tuple(str(digit) for digit in range(10))

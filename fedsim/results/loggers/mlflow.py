@@ -57,7 +57,7 @@ class MLflowLogger:
     def start(self, config: dict[str, object], run_dir: Path) -> None:
         """See `Logger.start`."""
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read once, when mlflow is imported
-        import_tracker("mlflow", "mlflow", "mlflow")
+        import_tracker("mlflow")
         from mlflow.exceptions import MlflowException
 
         self._run_dir = run_dir
@@ -91,8 +91,7 @@ class MLflowLogger:
         self._run_id, self._seen = run.info.run_id, 0
         save_id(self._run_dir, "mlflow", self._run_id)
         params = [
-            Param(_name(key), without_credentials(str(value))[:MLFLOW_VALUE])
-            for key, value in flatten(config).items()
+            Param(_name(key), without_credentials(str(value))[:MLFLOW_VALUE]) for key, value in flatten(config).items()
         ]
         for first in range(0, len(params), MLFLOW_BATCH):
             self._client.log_batch(self._run_id, params=params[first : first + MLFLOW_BATCH])

@@ -40,13 +40,14 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def import_tracker(module: str, package: str, extra: str) -> Any:
+def import_tracker(name: str) -> Any:
+    """The tracker's package, named as its module and its extra are. Raises MissingPackageError."""
     try:
-        return import_module(module)
+        return import_module(name)
     except ImportError as error:
         raise MissingPackageError(
-            f"logger={extra} needs the package {package}, which is not installed: "
-            f"pip install 'fedsim-flower[{extra}]', or use logger=none"
+            f"logger={name} needs the package {name}, which is not installed: "
+            f"pip install 'fedsim-flower[{name}]', or use logger=none"
         ) from error
 
 
@@ -56,6 +57,7 @@ def without_credentials(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """What an error says first, at most 300 characters."""
     return without_credentials(str(error)).strip().split("\n")[0].split(". ")[0][:300] or type(error).__name__
 
 
@@ -64,11 +66,12 @@ def _id_file(run_dir: Path, tracker: str) -> Path:
 
 
 def saved_id(run_dir: Path, tracker: str) -> str | None:
+    """The tracker's own id of the run in this folder, or None before the first start."""
     path = _id_file(run_dir, tracker)
     return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
 
 def save_id(run_dir: Path, tracker: str, run_id: str) -> None:
-    part = _id_file(run_dir, tracker).with_suffix(".part")
-    part.write_text(run_id + "\n", encoding="utf-8")
-    os.replace(part, _id_file(run_dir, tracker))
+    """Remember the id, for a run that is resumed."""
+    with whole(_id_file(run_dir, tracker)) as temporary:
+        temporary.write_text(run_id + "\n", encoding="utf-8")

@@ -19,7 +19,7 @@ class TensorBoardLogger:
 
     def start(self, config: dict[str, object], run_dir: Path) -> None:
         """See `Logger.start`."""
-        import_tracker("tensorboard", "tensorboard", "tensorboard")
+        import_tracker("tensorboard")
         self._config, self._path = config, run_dir / self.folder
 
     def _open(self, step: int) -> Any:

@@ -28,14 +28,13 @@ class WandbLogger:
     def __init__(
         self, project: str = "fedsim", mode: str = "offline", entity: str | None = None, run_name: str | None = None
     ) -> None:
-        if mode not in ("offline", "online", "disabled"):
-            raise FedsimError(f"logger.mode={mode} is not a mode of W&B; use offline, online or disabled")
-        self.project, self.mode, self.entity, self.run_name = project, mode, entity, run_name
+        self.mode = require_choice("logger.mode", mode, ("offline", "online", "disabled"))
+        self.project, self.entity, self.run_name = project, entity, run_name
         self._run: Any = None
 
     def start(self, config: dict[str, object], run_dir: Path) -> None:
         """See `Logger.start`."""
-        wandb = import_tracker("wandb", "wandb", "wandb")
+        wandb = import_tracker("wandb")
         known = saved_id(run_dir, "wandb")
         try:
             self._run = wandb.init(

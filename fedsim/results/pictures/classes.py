@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.results.finished import Run
-from fedsim.results.pictures.style import BLUE, counts_axis, figure_of, shades
+from fedsim.results.pictures.style import BLUE, WIDTH, counts_axis, figure_of, shades
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MAX_BUBBLE_CLIENTS, MAX_BUBBLE_CLASSES = 100, 20
+MAX_NAMED = 30  # more clients are not named
 MAX_COLUMNS, MAX_ROWS = 400, 100  # of the heat map; more clients share a column, more classes share the last row
-
 INVISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "": "(none)"}
 
 
@@ -28,7 +29,7 @@ def client_classes(run: Run) -> Figure | None:
     typical = np.median((np.cumsum(largest, axis=1) < 0.9 - 1e-12).sum(1) + 1)
     title = f"{typical:.3g} of {counts.shape[1]} classes make up 90% of what the median client holds"
     if counts.shape[0] <= MAX_BUBBLE_CLIENTS and counts.shape[1] <= MAX_BUBBLE_CLASSES:
-        return _bubbles(title, counts, _class_names(run))
+        return _bubbles(title, counts, _class_names(run), run.users)
     return _heat_map(title, counts, _class_names(run))
 
 
@@ -38,7 +39,11 @@ def _class_names(run: Run) -> list[str]:
     if len(names) != run.class_counts.shape[1]:
         names = [str(label) for label in range(run.class_counts.shape[1])]
     names = [INVISIBLE.get(name, name) for name in names]
-    return [name if len(name) <= 18 else name[:17] + "…" for name in names]
+    return [_shortened(name, 18) for name in names]
+
+
+def _shortened(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _client_order(counts: np.ndarray) -> tuple[np.ndarray, str]:
@@ -51,25 +56,39 @@ def _client_order(counts: np.ndarray) -> tuple[np.ndarray, str]:
     return np.argsort(-size, kind="stable"), "by examples held, most first"
 
 
-def _bubbles(title: str, counts: np.ndarray, names: list[str]) -> Figure:
+def _bubbles(title: str, counts: np.ndarray, names: list[str], users: list[str | None]) -> Figure:
     order, how = _client_order(counts)
     figure, (axes,) = figure_of(title, 1, height=1.3 + 0.25 * counts.shape[1])
     client, label = np.nonzero(counts[order])
     held = counts[order][client, label]
-    per_column = 8.0 * 72 * 0.8 / max(len(counts), 12)  # points between two clients
+    per_column = WIDTH * 72 * 0.8 / max(len(counts), 12)  # points between two clients
     biggest = min(max(1.4 * per_column, 11.0), 16.0) ** 2
     scale = biggest / held.max()
     axes.scatter(client, label, s=held * scale, color=BLUE, alpha=0.7, lw=0)
     for sample in sorted({max(1, round(held.max() * part)) for part in (0.1, 0.5, 1.0)}):
         axes.scatter([], [], s=sample * scale, color=BLUE, alpha=0.7, lw=0, label=f"{sample:,} examples")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), labelspacing=0.9)
     axes.set_xlim(-1, len(counts))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(f"{len(counts):,} clients, {how}")
-    axes.set_xticks([])
+    _name_clients(axes, [users[client] or str(client) for client in order])
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylabel("class")
     return figure
+
+
+def _name_clients(axes: Axes, names: list[str]) -> None:
+    """The names below their columns, where there is room for them."""
+    if len(names) > MAX_NAMED:
+        axes.set_xticks([])
+        return
+    short = [_shortened(name, 14) for name in names]
+    slanted = max(map(len, short)) * len(short) > 80
+    axes.set_xticks(range(len(short)), short, parse_math=False)
+    axes.tick_params(axis="x", length=0, labelrotation=30 if slanted else 0)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
 
 
 def _heat_map(title: str, counts: np.ndarray, names: list[str]) -> Figure:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.results.finished import Run, tenths
-from fedsim.results.formats import percent
+from fedsim.results.formats import percent, tenth_names
 from fedsim.results.pictures.style import BLUE, ORANGE, counts_axis, figure_of, round_axis, shades
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ def client_accuracy(run: Run) -> Figure | None:
         return None
     accuracy, examples, holdout = accuracy[known], examples[known], holdout[known]
     worst, best = tenths(accuracy)
-    title = f"The worst tenth of clients average {percent(worst)}, the best tenth {percent(best)}"
+    worst_name, best_name = tenth_names(len(accuracy))
+    title = f"{worst_name.capitalize()} has {percent(worst)} accuracy, {best_name} {percent(best)}"
     figure, (left, right) = figure_of(title, 2)
     left.hist(accuracy, bins=np.linspace(0, 1, 21).tolist(), color=BLUE, edgecolor="white", lw=0.6)
     left.axvline(accuracy.mean(), color="black", lw=1.2, label=f"mean {percent(accuracy.mean())}")
-    left.axvline(worst, color=ORANGE, lw=1.2, ls="--", label=f"worst tenth {percent(worst)}")
+    left.axvline(worst, color=ORANGE, lw=1.2, ls="--", label=f"{worst_name} {percent(worst)}")
     left.set_ylabel("clients")
     counts_axis(left.yaxis)
     left.legend(loc="upper left")
@@ -76,10 +77,12 @@ def participation(run: Run) -> Figure | None:
     if len(times) == 0 or times.max() == 0 or len(run.rounds["round"]) < 2:
         return None
     rounds, failed = run.curve("num_failed")
+    if times.min() == times.max() and failed.sum() == 0:
+        return None  # one bar would say no more than the report's sentence
     title = f"{(times > 0).sum():,} of {len(times):,} clients took part, {times.mean():.3g} times on average"
     if failed.sum() > 0:
         title += f"; {failed.sum():,.0f} of {np.nansum(run.rounds['cohort_size']):,.0f} client-rounds failed"
-    figure, panels = figure_of(title, 2 if failed.sum() > 0 else 1, width=8.0 if failed.sum() > 0 else 5.6)
+    figure, panels = figure_of(title, 2 if failed.sum() > 0 else 1)
     _participation_panel(panels[0], times, len(run.rounds["round"]))
     if failed.sum() > 0:
         panels[1].bar(rounds, failed, color=ORANGE, width=1.0 if len(rounds) > 60 else 0.8)

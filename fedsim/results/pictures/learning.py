@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedsim.results.finished import Run
-from fedsim.results.formats import byte_unit, bytes_text, percent
+from fedsim.results.finished import Run, tenth_of
+from fedsim.results.formats import byte_unit, bytes_text, number_text, percent
 from fedsim.results.pictures.style import BLUE, GREY, ORANGE, figure_of, line, round_axis
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def learning_curve(run: Run) -> Figure | None:
     ]
     if not draws:
         return None
-    figure, panels = figure_of(_learning_title(run), len(draws), width=8.0 if len(draws) == 2 else 5.6)
+    figure, panels = figure_of(_learning_title(run), len(draws))
     for draw, axes in zip(draws, panels, strict=True):
         draw(run, axes)
         round_axis(axes)
@@ -43,7 +43,7 @@ def learning_curve(run: Run) -> Figure | None:
 def _learning_title(run: Run) -> str:
     for name, best, text in (
         *((name, np.argmax, percent) for name in ACCURACIES),
-        ("loss", np.argmin, "{:.3g}".format),
+        ("loss", np.argmin, number_text),
     ):
         rounds, values = run.curve(name)
         if len(values):
@@ -65,7 +65,7 @@ def _accuracy_panel(run: Run, axes: Axes) -> None:
     x, worst = run.curve("federated_accuracy_worst10")
     best_x, best = run.curve("federated_accuracy_best10")
     if len(x) and np.array_equal(x, best_x):
-        axes.fill_between(x, worst, best, color=ORANGE, alpha=0.16, lw=0, label="worst 10% to best 10% of clients")
+        axes.fill_between(x, worst, best, color=ORANGE, alpha=0.16, lw=0, label=_band_label(run))
     for name, (label, color) in ACCURACIES.items():
         line(axes, *run.curve(name), label, color)
     for name, label, style in (("central", "all data in one place", "--"), ("local_only", "each device alone", ":")):
@@ -74,6 +74,11 @@ def _accuracy_panel(run: Run, axes: Axes) -> None:
             axes.axhline(value, color="black", lw=1, ls=style, label=label)
     axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def _band_label(run: Run) -> str:
+    clients = (run.summary.get("federated") or {}).get("num_clients") or len(run.users)
+    return "worst to best client" if tenth_of(clients) == 1 else "worst 10% to best 10% of clients"
 
 
 def _loss_panel(run: Run, axes: Axes) -> None:
@@ -94,7 +99,7 @@ def traffic(run: Run) -> Figure | None:
     divisor, unit = byte_unit(total[-1])
     name = next((name for name in ("accuracy", "federated_accuracy", "loss") if len(run.curve(name)[0])), None)
     title = f"{bytes_text(total[-1])} were sent: {bytes_text(up.sum())} up, {bytes_text(down.sum())} down"
-    figure, panels = figure_of(title + _bought(run, name, total), 2 if name else 1, width=8.0 if name else 5.6)
+    figure, panels = figure_of(title + _bought(run, name, total), 2 if name else 1)
     rounds = run.rounds["round"]
     panels[0].plot(rounds, np.cumsum(down) / divisor, color=BLUE, label="down, server to devices")
     panels[0].plot(rounds, np.cumsum(up) / divisor, color=ORANGE, ls=(0, (4, 2)), label="up, devices to server")

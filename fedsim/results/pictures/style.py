@@ -1,6 +1,4 @@
-"""What all pictures share: colours, sizes, axes. The colours are those of Okabe and Ito, told apart by people with any
-colour vision.
-"""
+"""What all pictures share: sizes, axes, and the colours of Okabe and Ito, told apart with any colour vision."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#7A7A7A"
-
+WIDTH = 8.0  # inches; the same for all pictures, so that letters are of one size in the report
 STYLE: dict[Any, Any] = {
     "savefig.dpi": 160,
     "savefig.facecolor": "white",
@@ -39,21 +37,24 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def figure_of(title: str, panels: int, height: float = 3.2, width: float = 8.0, **grid: Any) -> tuple[Figure, list[Axes]]:
+def figure_of(title: str, panels: int, height: float = 3.2) -> tuple[Figure, list[Axes]]:
+    """A figure of `panels` side by side under a title in bold; height in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    wrapped = textwrap.fill(title, int(width * 11.5))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    wrapped = textwrap.fill(title, int(WIDTH * 11.5))
     figure.suptitle(wrapped, x=0.008, ha="left", fontsize=10.5, fontweight="bold")
-    return figure, list(figure.subplots(1, panels, squeeze=False, gridspec_kw=grid)[0])
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
 def line(axes: Axes, x: np.ndarray, y: np.ndarray, label: str, color: str, style: str = "-") -> None:
+    """A curve, with its points where there are few; nothing where there are none."""
     if len(x):
         axes.plot(x, y, style, color=color, label=label, marker="o" if len(x) <= 30 else None)
 
 
 def round_axis(axes: Axes) -> None:
+    """The x axis counts rounds."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("round")
@@ -61,6 +62,7 @@ def round_axis(axes: Axes) -> None:
 
 
 def counts_axis(axis: Axis) -> None:
+    """An axis of whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))

@@ -1,0 +1,1 @@
+"""Studies and benchmarks, each with its command and the results that it gave."""

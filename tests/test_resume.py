@@ -1,0 +1,115 @@
+"""The same bits every time: run twice, killed and resumed, stopped and resumed, or grown after the end."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from helpers import config, resume, run_into, start_command
+
+QUICK = (
+    *("dataset=digits", "model=linear", "population.num_clients=12", "sampler.cohort_size=6", "rounds=40"),
+    *("evaluation.clients=4", "client.epochs=2", "checkpoint.every=1", "device=cpu"),
+)
+EXPERIMENTS = {
+    "fedadam, with momentum on the clients": ("strategy=fedadam", "client.momentum=0.9", "grid.chunk_size=4"),
+    "local_only": ("strategy=local_only", "checkpoint.every=2", "evaluation.local_models=3"),
+}
+PATIENCE = 120.0
+
+
+def model_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def rows_of(folder: Path) -> dict[str, list]:
+    return pq.read_table(folder / "rounds.parquet").drop(["seconds"]).to_pydict()
+
+
+def wait_for_round(folder: Path, round: int, process) -> None:
+    """Until the checkpoint of this round, or of a later one, is there."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if any(int(path.name[6:]) >= round for path in (folder / "checkpoints").glob("round_*")):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    raise AssertionError(f"no checkpoint of round {round} after {PATIENCE} seconds")
+
+
+def last_checkpoint(folder: Path) -> int:
+    return max(int(path.name[6:]) for path in (folder / "checkpoints").glob("round_*"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_killed_three_times_and_resumed_it_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
+    overrides, folder, undisturbed = [*QUICK, *EXPERIMENTS[name]], tmp_path / "killed", tmp_path / "undisturbed"
+    arguments, reached = [*overrides, f"hydra.run.dir={folder}"], 0
+    for round in (3, 12, 22):
+        process = start_command(*arguments)
+        try:
+            wait_for_round(folder, round, process)
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL and not (folder / "summary.json").exists()
+        assert reached < last_checkpoint(folder) < 40
+        reached, arguments = last_checkpoint(folder), [f"resume={folder}"]
+    process = start_command(*arguments)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    run_into(undisturbed, config(*overrides))
+    assert model_of(folder) == model_of(undisturbed)
+    assert rows_of(folder) == rows_of(undisturbed)
+    for table in ("clients.parquet", "lineage.parquet"):
+        assert pq.read_table(folder / table).equals(pq.read_table(undisturbed / table))
+
+
+def test_ctrl_c_says_how_to_go_on_and_that_gives_the_same_bits(tmp_path: Path) -> None:
+    overrides, folder, undisturbed = [*QUICK, "checkpoint.every=15"], tmp_path / "stopped", tmp_path / "undisturbed"
+    process = start_command(*overrides, f"hydra.run.dir={folder}")
+    try:
+        wait_for_round(folder, 15, process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    sentences = [line for line in errors.splitlines() if line.startswith("fedsim:")]
+    assert len(sentences) == 1 and sentences[0].endswith(f"go on with: python -m fedsim resume={folder}")
+    assert "Traceback" not in errors and not (folder / "summary.json").exists()
+    assert f"stopped after round {last_checkpoint(folder)} of 40" in sentences[0]
+    summary = resume(folder)  # what the sentence says, in this process
+    run_into(undisturbed, config(*overrides))
+    assert summary["rounds"] == 40
+    assert model_of(folder) == model_of(undisturbed) and rows_of(folder) == rows_of(undisturbed)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "local_only"])
+def test_a_finished_run_grows_to_the_bits_of_a_longer_one(strategy: str, tmp_path: Path) -> None:
+    overrides = [*QUICK, f"strategy={strategy}", "checkpoint.every=3", "sampler=poisson"]
+    grown, long = tmp_path / "grown", tmp_path / "long"
+    run_into(grown, config(*overrides, "rounds=4"))
+    short = model_of(grown)
+    summary = resume(grown, 9)
+    run_into(long, config(*overrides, "rounds=9"))
+    assert summary["rounds"] == 9 and (model_of(grown) != short) == (strategy != "local_only")
+    assert model_of(grown) == model_of(long) and rows_of(grown) == rows_of(long)
+    assert pq.read_table(grown / "clients.parquet").equals(pq.read_table(long / "clients.parquet"))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedyogi", "fedmedian"])
+def test_the_same_experiment_twice_gives_the_same_bytes(strategy: str, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        run_into(tmp_path / name, config(*QUICK, "rounds=3", "model=mlp", "model.dropout=0.2", f"strategy={strategy}"))
+    assert model_of(tmp_path / "first") == model_of(tmp_path / "second")
+    assert rows_of(tmp_path / "first") == rows_of(tmp_path / "second")
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run_into(tmp_path / str(seed), config(*QUICK, "rounds=1", f"seed={seed}"))
+    assert model_of(tmp_path / "0") != model_of(tmp_path / "1")
