@@ -90,7 +90,7 @@ def _addressed(message: Message, context: Context) -> tuple[list[int], str, bool
     cohort = flower.record_of(message.content, flower.COHORT)
     if not cohort:
         return [int(context.node_config["partition-id"])], "", False
-    return list(cohort["clients"]), str(cohort["fold"]), True  # type: ignore[arg-type]
+    return flower.column(cohort, "clients"), str(cohort["fold"]), True
 
 
 def _train(devices: Devices, message: Message, context: Context) -> Message:
@@ -99,7 +99,7 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     states = devices.states_of(context)
     received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
     updates = devices.trainer.train(
-        received, clients, devices.population.training_data, states.get, int(config["server-round"])  # type: ignore[arg-type]
+        received, clients, devices.population.training_data, states.get, flower.column(config, "server-round")[0]
     )
     reply = Reply(fold)
     for update in updates:
@@ -153,7 +153,7 @@ class Reply:
         if self.fold and self.metrics:
             mean = {name: total / self.weight for name, total in self.sum.items()}
             content[flower.ARRAYS] = flower.to_record(mean)
-            content[flower.METRICS] = MetricRecord(self._mean_metrics())
+            content[flower.METRICS] = MetricRecord({**self._mean_metrics()})
         for client, record in self.records.items():
             content[f"{flower.ARRAYS}/{client}"] = record
             content[f"{flower.METRICS}/{client}"] = MetricRecord(dict(self.metrics[client]))

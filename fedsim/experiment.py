@@ -130,7 +130,7 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
     kept = np.arange(len(dataset.train))
     if dataset.task == "classification":
         kept = corruption.keep_rows(columns.label, len(dataset.classes), cfg.seed)
-    columns = Columns(*(None if column is None else column[kept] for column in columns))
+    columns = columns.take(kept)
     partition: Partition = make(cfg.partition, "partition")(columns, cfg.population.num_clients, cfg.seed)
     partition = Partition(partition.offsets, kept[partition.rows])
     kind = PooledPopulation if algorithm.pools_data else Population

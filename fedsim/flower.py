@@ -10,6 +10,7 @@ import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -86,6 +87,12 @@ def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> Para
 def encoded_bytes(record: ArrayRecord) -> int:
     """Bytes of the arrays as encoded."""
     return sum(len(array.data) for array in record.values())
+
+
+def column(record: ConfigRecord, name: str) -> list[Any]:
+    """A list of a ConfigRecord, empty where there is none; Flower's own type is a union of eleven."""
+    value = record.get(name, [])
+    return list(value) if isinstance(value, list) else [value]
 
 
 def record_of(content: RecordDict, name: str) -> ConfigRecord:

@@ -265,12 +265,12 @@ class Outcome:
             return
         record = flower.record_of(reply.content, flower.CLIENTS)
         own = next(iter(reply.content.metric_records.values()))
-        ids = record.get("id", [client])
+        ids = flower.column(record, "id") or [client]
         names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
-        for position, one in enumerate(ids):  # type: ignore[arg-type]
+        for position, one in enumerate(ids):
             self.metrics[int(one)] = {n: float(record[n][position] if record else own[n]) for n in names}  # type: ignore
         for arrays in reply.content.array_records.values():
-            self.bytes_up += flower.encoded_bytes(arrays) * len(ids)  # type: ignore[arg-type]
+            self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
         self.replies.append(reply)
 
     def columns(self) -> Row:

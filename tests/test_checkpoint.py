@@ -28,6 +28,8 @@ ARRAYS = st.builds(
 )
 VALUES = st.recursive(NUMBERS | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 class Remembers(FedAvg):
     """A strategy of one's own, with anything to remember."""

@@ -21,6 +21,8 @@ LABELS = st.integers(2, 6).flatmap(
     lambda k: st.tuples(st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=60))
 )
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @given(LABELS)
 def test_macro_f1_is_scikit_learns(case: tuple[int, list[tuple[int, int]]]) -> None:

@@ -17,6 +17,8 @@ from fedsim import flower
 from fedsim.grids.base import MemoryStates, cut
 from fedsim.types import FedsimError
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 10))
 def test_cutting_keeps_order_size_and_content(runs: list[int], size: int) -> None:

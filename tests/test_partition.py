@@ -277,7 +277,7 @@ REFUSED = {
     "alpha 0": ("dirichlet", columns(), 5, {"alpha": 0}, "partition.alpha=0 "),
     "alpha negative": ("quantity", columns(), 5, {"alpha": -1.0}, "partition.alpha=-1 "),
     "alpha NaN": ("inner_dirichlet", columns(), 5, {"alpha": float("nan")}, "partition.alpha=nan"),
-    "alpha a word": ("dirichlet", columns(), 5, {"alpha": "high"}, "partition.alpha='high'"),
+    "alpha a word": ("dirichlet", columns(), 5, {"alpha": "high"}, "partition.alpha=high"),
     "min_size out of reach": (
         "dirichlet",
         columns(),
@@ -331,6 +331,7 @@ REFUSED = {
     "sizes and clients": ("size", columns(), 5, {"partition_sizes": [1, 2]}, "population.num_clients=5"),
     "sizes too large": ("size", columns(), None, {"partition_sizes": [600, 1]}, "sums to 601 of 600"),
     "a size of 0": ("size", columns(), None, {"partition_sizes": [1, 0]}, "partition.partition_sizes"),
+    "a size that is no number": ("size", columns(), None, {"partition_sizes": [True, 5]}, "whole numbers of rows"),
     "sizes within": ("inner_dirichlet", columns(), 5, {"partition_sizes": [1, 2]}, "population.num_clients=5"),
     "multiple": ("distribution", columns(), 7, {}, "population.num_clients=7"),
     "labels each": ("distribution", columns(), 5, {"num_unique_labels_per_partition": 6}, "num_unique_labels_per"),

@@ -10,15 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import config, resume, run_into, start_command
 
+ROUNDS = 40
 QUICK = (
-    *("dataset=digits", "model=linear", "population.num_clients=12", "sampler.cohort_size=6", "rounds=40"),
+    *("dataset=digits", "model=linear", "population.num_clients=12", "sampler.cohort_size=6", f"rounds={ROUNDS}"),
     *("evaluation.clients=4", "client.epochs=2", "checkpoint.every=1", "device=cpu"),
 )
-EXPERIMENTS = {
-    "fedadam, with momentum on the clients": ("strategy=fedadam", "client.momentum=0.9", "grid.chunk_size=4"),
-    "local_only": ("strategy=local_only", "checkpoint.every=2", "evaluation.local_models=3"),
-}
 PATIENCE = 120.0
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def model_of(folder: Path) -> bytes:
@@ -44,48 +43,55 @@ def last_checkpoint(folder: Path) -> int:
     return max(int(path.name[6:]) for path in (folder / "checkpoints").glob("round_*"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_killed_three_times_and_resumed_it_ends_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    overrides, folder, undisturbed = [*QUICK, *EXPERIMENTS[name]], tmp_path / "killed", tmp_path / "undisturbed"
-    arguments, reached = [*overrides, f"hydra.run.dir={folder}"], 0
+def disturb(folder: Path, arguments: list[str], round: int, how: signal.Signals) -> tuple[int, str]:
+    """Start the command, and send it a signal once this round is kept; gives its exit status and standard error."""
+    process = start_command(*arguments)
+    try:
+        wait_for_round(folder, round, process)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert not (folder / "summary.json").exists() and round <= last_checkpoint(folder) < ROUNDS
+    return process.returncode, errors
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    assert model_of(left) == model_of(right) and rows_of(left) == rows_of(right)
+    for table in ("clients.parquet", "lineage.parquet"):
+        assert pq.read_table(left / table).equals(pq.read_table(right / table))
+
+
+def test_killed_three_times_and_resumed_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    overrides = [*QUICK, "strategy=fedadam", "client.momentum=0.9", "grid.chunk_size=4"]
+    folder, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    arguments = [*overrides, f"hydra.run.dir={folder}"]
     for round in (3, 12, 22):
-        process = start_command(*arguments)
-        try:
-            wait_for_round(folder, round, process)
-        finally:
-            process.kill()
-            process.communicate()
-        assert process.returncode == -signal.SIGKILL and not (folder / "summary.json").exists()
-        assert reached < last_checkpoint(folder) < 40
-        reached, arguments = last_checkpoint(folder), [f"resume={folder}"]
+        status, _ = disturb(folder, arguments, round, signal.SIGKILL)
+        assert status == -signal.SIGKILL
+        arguments = [f"resume={folder}"]
     process = start_command(*arguments)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     run_into(undisturbed, config(*overrides))
-    assert model_of(folder) == model_of(undisturbed)
-    assert rows_of(folder) == rows_of(undisturbed)
-    for table in ("clients.parquet", "lineage.parquet"):
-        assert pq.read_table(folder / table).equals(pq.read_table(undisturbed / table))
+    assert_same_run(folder, undisturbed)
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_gives_the_same_bits(tmp_path: Path) -> None:
-    overrides, folder, undisturbed = [*QUICK, "checkpoint.every=15"], tmp_path / "stopped", tmp_path / "undisturbed"
-    process = start_command(*overrides, f"hydra.run.dir={folder}")
-    try:
-        wait_for_round(folder, 15, process)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    """Clients' own states come back too: every client of local_only has its own model."""
+    overrides = [*QUICK, "strategy=local_only", "checkpoint.every=4", "evaluation.local_models=3"]
+    folder, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    status, errors = disturb(folder, [*overrides, f"hydra.run.dir={folder}"], 4, signal.SIGINT)
     sentences = [line for line in errors.splitlines() if line.startswith("fedsim:")]
-    assert len(sentences) == 1 and sentences[0].endswith(f"go on with: python -m fedsim resume={folder}")
-    assert "Traceback" not in errors and not (folder / "summary.json").exists()
-    assert f"stopped after round {last_checkpoint(folder)} of 40" in sentences[0]
-    summary = resume(folder)  # what the sentence says, in this process
+    assert status == 130 and "Traceback" not in errors and len(sentences) == 1
+    stopped, how = sentences[0].split("; ")
+    assert stopped == f"fedsim: stopped after round {last_checkpoint(folder)} of {ROUNDS}"
+    assert how == f"go on with: python -m fedsim resume={folder}"
+    status, _ = disturb(folder, [how.split()[-1]], last_checkpoint(folder) + 4, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert resume(folder)["rounds"] == ROUNDS
     run_into(undisturbed, config(*overrides))
-    assert summary["rounds"] == 40
-    assert model_of(folder) == model_of(undisturbed) and rows_of(folder) == rows_of(undisturbed)
+    assert_same_run(folder, undisturbed)
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "local_only"])

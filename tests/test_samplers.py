@@ -25,6 +25,8 @@ SAMPLERS = st.one_of(
 LEVEL = 1e-6
 """Chance of a false alarm of a statistical test here; seeds are fixed, so what passes once passes always."""
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @given(SAMPLERS, st.integers(0, 2**40), st.integers(1, 10**6), st.integers(20, 500))
 def test_a_cohort_is_sorted_distinct_in_range_and_repeats(sampler, seed: int, round: int, num_clients: int) -> None:

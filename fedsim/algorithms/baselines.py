@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
@@ -31,7 +33,7 @@ class NoExchange(FedAvg):
     """Lets the cohort train and leaves the server's arrays as they were."""
 
     def aggregate_train(
-        self, server_round: int, replies: list[Message]
+        self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The clients' metrics alone."""
         _, metrics = super().aggregate_train(server_round, replies)

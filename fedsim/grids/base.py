@@ -142,23 +142,25 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
     content = reply.content
     to = {message.metadata.dst_node_id: message for message in chunk}
     record = flower.record_of(content, flower.CLIENTS)
-    failed: dict[int, str] = dict(zip(record.get("failed", []), record.get("reasons", []), strict=True))  # type: ignore[arg-type]
+    failed: dict[int, str] = dict(
+        zip(flower.column(record, "failed"), flower.column(record, "reasons"), strict=True)
+    )
     replies = [flower.failure_reply(to[client], reason) for client, reason in failed.items()]
     if flower.METRICS in content:
         return [Message(content, reply_to=chunk[0]), *replies]
-    for client in record["id"]:  # type: ignore[union-attr]
+    for client in flower.column(record, "id"):
         own = RecordDict(
             {
                 flower.ARRAYS: content[f"{flower.ARRAYS}/{client}"],
                 flower.METRICS: content[f"{flower.METRICS}/{client}"],
-                flower.CLIENTS: _row(record, client),  # type: ignore[arg-type]
+                flower.CLIENTS: _row(record, client),
             }
         )
-        replies.append(Message(own, reply_to=to[client]))  # type: ignore[index]
+        replies.append(Message(own, reply_to=to[client]))
     return sorted(replies, key=lambda message: message.metadata.src_node_id)
 
 
 def _row(record: ConfigRecord, client: int) -> ConfigRecord:
-    position = list(record["id"]).index(client)  # type: ignore[arg-type]
+    position = flower.column(record, "id").index(client)
     names = [name for name in record if name not in ("failed", "reasons")]
-    return ConfigRecord({name: [record[name][position]] for name in names})  # type: ignore[index]
+    return ConfigRecord({name: [flower.column(record, name)[position]] for name in names})

@@ -35,8 +35,11 @@ def predict(model: nn.Module, x: Tensor, y: Tensor, task: str, batch_size: int, 
     """Run `model` in evaluation mode over x (n, ...), y (n, ...), a batch at a time."""
     model.eval()
     parts = list(_predict_batches(model, x, y, task, batch_size, preprocess))
-    columns = [None if column[0] is None else torch.cat(column).cpu() for column in zip(*parts, strict=True)]
-    return Predictions(*columns)
+    row, loss, target, predicted, confidence = (
+        None if column[0] is None else torch.cat(column).cpu() for column in zip(*parts, strict=True)
+    )
+    assert row is not None and loss is not None  # every task has these two
+    return Predictions(row, loss, target, predicted, confidence)
 
 
 def _predict_batches(

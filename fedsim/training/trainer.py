@@ -88,9 +88,8 @@ class Trainer:
 
     def _fit(self, data: ClientData, round: int) -> tuple[int, float]:
         """Run the round's steps on the loaded model; gives their number and the mean loss over them."""
-        settings, names = self.settings, [n for n, p in self.model.named_parameters() if p.requires_grad]
-        parameters = dict(self.model.named_parameters())
-        weights = [parameters[name] for name in names]
+        settings = self.settings
+        weights: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         anchors = [weight.detach().clone() for weight in weights]
         step = make_step(settings, weights, settings.lr_in(round))
         total, count, steps = torch.zeros((), device=data.x.device), 0, 0

@@ -34,7 +34,7 @@ def require_sizes(scheme: str, columns: Columns, num_clients: int | None, partit
             f"partition.partition_sizes names {len(sizes)} clients and population.num_clients={num_clients}; make them "
             f"equal, or set population.num_clients=null"
         )
-    if not sizes or any(not isinstance(rows, int) or rows < 1 for rows in sizes):
+    if not sizes or any(isinstance(rows, bool) or not isinstance(rows, int) or rows < 1 for rows in sizes):
         raise FedsimError(f"partition={scheme} needs whole numbers of rows from 1 up in partition.partition_sizes")
     if sum(sizes) > len(columns.label):
         raise FedsimError(

@@ -18,6 +18,11 @@ class Columns(NamedTuple):
     user: np.ndarray | None = None
     time: np.ndarray | None = None
 
+    def take(self, rows: np.ndarray) -> Columns:
+        """The columns of these rows alone."""
+        user, time = (None if column is None else column[rows] for column in (self.user, self.time))
+        return Columns(self.label[rows], user, time)
+
 
 class Partition(NamedTuple):
     """An index of rows by client. offsets: (num_clients + 1,) int64 from 0; rows: (assigned,) int64 row numbers."""
