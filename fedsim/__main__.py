@@ -24,6 +24,9 @@ def main() -> None:
     failures: list[Failure] = []
     try:
         _run(failures, wants_traceback)
+    except BrokenPipeError:  # as in `fedsim --help | head`: whoever read it has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         if wants_traceback:
             raise

@@ -8,7 +8,7 @@ from typing import NoReturn
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from fedsim.checks import did_you_mean
+from fedsim.checks import did_you_mean, require_name
 from fedsim.paths import conf_dir
 from fedsim.resume import refuse_taken, with_resume
 from fedsim.types import FedsimError
@@ -58,6 +58,8 @@ def _check(override: Override) -> None:
     line, key = override.input_line, override.key_or_group
     if not key:
         raise FedsimError(f"{line} names no key; write key=value")
+    if key == "name" and not override.is_delete() and not override.is_sweep_override():
+        require_name(override.value())  # Hydra makes the folder before any of our code runs
     folder = conf_dir() / key
     if "." in key or not folder.is_dir() or override.is_delete() or override.is_sweep_override():
         return
@@ -67,4 +69,5 @@ def _check(override: Override) -> None:
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         raise FedsimError(f"{line} is not known{did_you_mean(str(value), options)}; choose from {', '.join(options)}")
     if len(names) != 1 and key != MANY_ALLOWED:
-        raise FedsimError(f"{line} must name one option; choose one, or sweep over them with -m {key}={','.join(names) or 'a,b'}")
+        swept = ",".join(str(name) for name in names) or "a,b"
+        raise FedsimError(f"{line} must name one option; choose one, or sweep over them with -m {key}={swept}")

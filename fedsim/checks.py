@@ -52,6 +52,12 @@ def _example(low: float, above: float | None) -> str:
     return "0.1" if above is not None or low < 0.1 else f"{low:g}"
 
 
+def require_name(value: object) -> None:
+    """Refuse what cannot be the name of a run and of its folder."""
+    if not isinstance(value, str) or not value or value.startswith("/") or ".." in value:
+        raise FedsimError(f"name={shown(value)} cannot name a run and its folder; give a word, as in name=mine")
+
+
 def require_choice(key: str, value: object, choices: Iterable[str]) -> str:
     """`value` where it is one of `choices`; else the sentence suggests the closest."""
     choices = list(choices)

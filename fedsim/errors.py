@@ -39,7 +39,8 @@ class Interrupted(FedsimError):
 def exit_with_sentence(failures: Sequence[Failure]) -> NoReturn:
     """Print the sentence on standard error and leave with the first error's exit status."""
     error, cell = failures[0]
-    more = f" (and {len(failures) - 1} more cells failed)" if len([one for one in failures if one.cell]) > 1 else ""
+    others = len([one for one in failures[1:] if one.cell])
+    more = f" (and {others} more of the sweep's cells failed)" if others else ""
     text = " ".join(f"{f'{cell}: ' if cell else ''}{sentence(error)}{more}".split())
     print(f"fedsim: {text}", file=sys.stderr)
     sys.exit(STOPPED if is_stop(error) else 1)
@@ -131,6 +132,8 @@ def _bad_value(error: HydraException | OmegaConfBaseException, first_line: str) 
         return f"{key} has no value; give {key}=..."
     if isinstance(error, ConfigKeyError | AttributeError) and key:
         return f"{key} is missing from the configuration; leave ~{key.split('.')[0]} out, or compare the file that should give it"
+    if "config directory" in first_line:
+        return f"{first_line.replace('Additional config directory', '--config-dir:')}; give a folder that is there"
     if key and key not in first_line:
         return f"{key} cannot be worked out ({first_line}); give {key} another value"
     return f"{first_line}; {SEE_HELP}"
@@ -150,7 +153,10 @@ def _unknown_key(key: str) -> str:
     group, dot, tail = key.rpartition(".")
     beside = [one.removeprefix(group + dot) for one in known if one.startswith(group + dot)] if dot else []
     close = did_you_mean(tail, beside)
-    close = close.replace("mean ", f"mean {group}.") if close else did_you_mean(key, known)
+    if close:
+        close = close.replace("mean ", f"mean {group}.")
+    elif not beside:
+        close = did_you_mean(key, known)
     return f"{key} is not a key of fedsim{close}; {SEE_HELP}"
 
 

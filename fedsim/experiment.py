@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from flwr.clientapp import ClientApp
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
-from fedsim.checks import did_you_mean, require_choice, require_int, require_number, shown
+from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
+from fedsim.client import Devices, make_client_app
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
@@ -119,6 +122,21 @@ def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
         raise not_made("model", str(cfg.model._target_), error) from error
 
 
+def client_app_from(config: dict[str, Any]) -> ClientApp:
+    """The experiment's client app for a node elsewhere: a Ray worker or a SuperNode.
+
+    config: the plain values of a run's configuration. They alone travel; the node reads the data itself, when the first
+    message comes, and keeps the state of its client in its own Flower context.
+    """
+    return make_client_app(partial(_devices_from, json.dumps(config)))
+
+
+@lru_cache(maxsize=1)
+def _devices_from(config: str) -> Devices:
+    """One set of devices a process, however many messages it gets."""
+    return build(OmegaConf.create(json.loads(config))).devices()
+
+
 def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
     """Who holds what: rows that are kept, divided among clients."""
     require_number("population.holdout", cfg.population.holdout, low=0, below=1)
@@ -186,8 +204,7 @@ def check_top_level(cfg: DictConfig) -> None:
     for key, example in (("init", "init.weights"), ("checkpoint", "checkpoint.every")):
         if not isinstance(cfg[key], DictConfig):
             raise FedsimError(f"{key}={shown(cfg[key])} stands for several keys; set them one by one, as in {example}=...")
-    if not isinstance(cfg.name, str) or not cfg.name or cfg.name.startswith("/") or ".." in cfg.name:
-        raise FedsimError(f"name={shown(cfg.name)} cannot name a run and its folder; give a word, as in name=mine")
+    require_name(cfg.name)
     require_int("seed", cfg.seed, low=0)
     require_int("rounds", cfg.rounds, low=1)
     require_int("checkpoint.every", cfg.checkpoint.every, low=1)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 
-from fedsim.checks import did_you_mean
+from fedsim.checks import did_you_mean, shown
 from fedsim.types import FedsimError
 
 
@@ -32,13 +32,17 @@ def check_keys(part: Mapping[str, Any], key: str) -> None:
     for name, value in part.items():
         if isinstance(value, Mapping) and "_target_" in value:
             check_keys(value, f"{key}.{name}")
+    from hydra._internal.utils import _locate  # hydra.utils.get_object does the same, and logs a paragraph where it fails
+
     target = part["_target_"]
+    if not isinstance(target, str):
+        raise FedsimError(f"{key}._target_={shown(target)} is not the name of a class or a function; give module.name")
     try:
-        taken = inspect.signature(get_object(target)).parameters if isinstance(target, str) else {}
+        taken = inspect.signature(_locate(target)).parameters
     except Exception as error:  # whatever a user's own module raises when it is imported
         if isinstance(error, ValueError) and "signature" in str(error):  # some built-in callables have none
             return
-        raise not_imported(key, str(target), error) from error
+        raise not_imported(key, target, error) from error
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
         return
     unknown = [str(name) for name in part if not str(name).startswith("_") and name not in taken]

@@ -57,7 +57,7 @@ def refuse_run(folder: Path, key: str) -> None:
 def _text(override: Override) -> str:
     """The value as a user means it, without quotes; empty for null."""
     if override.is_delete() or override.is_sweep_override():
-        return override.input_line.partition("=")[2]
+        return str(override.input_line).partition("=")[2]
     value = override.value()
     return "" if value is None else str(value)
 

@@ -139,7 +139,7 @@ class Server:
 
     def run(self, grid: Grid) -> None:
         """Play all rounds that are left."""
-        nodes = node_ids(grid)
+        nodes = node_ids(grid, max(self.num_clients, len(self.holders)), self.timeout)
         with flower.cheap_collections():
             while self.state.round < self.rounds:
                 self.on_round(self.play_round(grid, nodes, self.state.round + 1))
@@ -308,11 +308,21 @@ class Nodes:
         return node_id if self._client_of is None else self._client_of[node_id]
 
 
-def node_ids(grid: Grid) -> Nodes:
-    """Ask every node of a real Flower grid which client it is; simulated nodes are their clients."""
+def node_ids(grid: Grid, needed: int, patience: float) -> Nodes:
+    """Ask every node of a real grid which client it is, once `needed` are there; simulated nodes are their clients.
+
+    patience: seconds to wait for nodes to connect. Raises FedsimError where too few have.
+    """
     if isinstance(grid, SimulationGrid):
         return Nodes()
-    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in grid.get_node_ids()]
+    deadline = time.monotonic() + patience
+    while len(connected := list(grid.get_node_ids())) < needed:
+        if time.monotonic() > deadline:
+            raise FedsimError(
+                f"{len(connected)} of {needed} nodes are connected; connect more, or lower population.num_clients"
+            )
+        time.sleep(0.1)
+    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in connected]
     node_of = {}
     for reply in grid.send_and_receive(messages):
         if not reply.has_error():

@@ -54,7 +54,7 @@ class Session:
         checkpoint = load_checkpoint(self.folder.checkpoints)
         progress = checkpoint.progress
         if missing := self._progress().keys() - progress.keys():
-            raise FedsimError(f"resume={path}: its checkpoint is corrupt (no {min(missing)}); start the experiment anew")
+            raise FedsimError(f"resume={path}: its checkpoint has no {min(missing)}, so it is corrupt; start anew")
         if progress["config"] != self.digest:
             raise FedsimError(f"resume={path}: its checkpoint is of another experiment than its .hydra/config.yaml; restore that file")
         if progress["dataset"] != self.parts.population.dataset.fingerprint:

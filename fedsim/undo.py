@@ -97,7 +97,7 @@ def _remove(path: Path) -> None:
 def _remove_empty(*folders: Path, up: bool) -> None:
     """Remove these folders, and with `up` those above the last, as far as they are empty and below the working folder."""
     here = Path.cwd()
-    above = [folder for folder in folders[-1].resolve().parents if here in folder.parents] if up else []
+    above = [folder for folder in folders[-1].absolute().parents if here in folder.parents] if up else []
     for folder in [*folders, *above]:
         if folder.is_dir() and folder.resolve() != here and not any(folder.iterdir()):
             folder.rmdir()

@@ -1,4 +1,4 @@
-"""Small shared builders: datasets in memory, composed configurations, whole runs into a folder, clients that misbehave."""
+"""Small shared builders: datasets in memory, configurations, whole runs into a folder, clients that misbehave."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Our server path against Flower's own strategies called directly, folding against not folding, and every strategy whole."""
+"""Our server path against Flower's own strategies, folding against not folding, and every strategy whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -216,5 +217,5 @@ def test_a_cohort_too_small_for_a_strategy_is_refused_or_changes_nothing() -> No
     history = [{name: array.clone() for name, array in made.server.state.arrays.items()}]
     made.server.on_round = lambda row: history.append({n: a.clone() for n, a in made.server.state.arrays.items()})
     play(made)
-    kept = [same_bits(before, after) for before, after in zip(history, history[1:], strict=False)]
+    kept = [same_bits(before, after) for before, after in pairwise(history)]
     assert kept == [row["cohort_size"] < 5 for row in made.server.state.rows] and True in kept and False in kept

@@ -20,13 +20,21 @@ from fedsim.algorithms.state import load_strategy_state, strategy_state
 from fedsim.results.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from fedsim.types import FedsimError
 
-NUMBERS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+NUMBERS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
 ARRAYS = st.builds(
     lambda shape, dtype: np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype),
     st.lists(st.integers(0, 3), max_size=3).map(tuple),
     st.sampled_from(["float32", "float64", "int64"]),
 )
-VALUES = st.recursive(NUMBERS | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+VALUES = st.recursive(
+    NUMBERS | ARRAYS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+)
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -41,9 +49,16 @@ class Remembers(FedAvg):
 
 def alike(left: object, right: object) -> bool:
     if isinstance(left, np.ndarray):
-        return isinstance(right, np.ndarray) and left.dtype == right.dtype and np.array_equal(left, right) and left.shape == right.shape
+        return (
+            isinstance(right, np.ndarray)
+            and left.dtype == right.dtype
+            and np.array_equal(left, right)
+            and left.shape == right.shape
+        )
     if isinstance(left, dict):
-        return isinstance(right, dict) and left.keys() == right.keys() and all(alike(v, right[k]) for k, v in left.items())
+        return (
+            isinstance(right, dict) and left.keys() == right.keys() and all(alike(v, right[k]) for k, v in left.items())
+        )
     if isinstance(left, list):
         return isinstance(right, list) and len(left) == len(right) and all(map(alike, left, right))
     return type(left) is type(right) and left == right
@@ -148,7 +163,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(finished: Path, name: s
 
 
 @pytest.mark.parametrize(
-        "text",
+    "text",
     [
         *("[]", "3", '{"format": 1}', '{"format": 99}', '{"format": 1, "strategy": {}, "round": 1}'),
         '{"format": 1, "strategy": {"x": {"$array": "77"}}}',
@@ -189,7 +204,9 @@ def dangers(source: str) -> list[str]:
         name = ast.unparse(node.func)
         keys = {key.arg: ast.unparse(key.value) for key in node.keywords}
         unsafe = name in FORBIDDEN or name.split(".")[-1] == "read_pickle"
-        unsafe |= name.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "cloudpickle") and name.split(".")[-1] in ("load", "loads")
+        unsafe |= name.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "cloudpickle") and name.split(".")[
+            -1
+        ] in ("load", "loads")
         unsafe |= name == "torch.load" and keys.get("weights_only") != "True"
         unsafe |= name in ("np.load", "numpy.load") and keys.get("allow_pickle") != "False"
         unsafe |= name in ("yaml.load", "yaml.unsafe_load")
@@ -206,7 +223,8 @@ def test_nothing_in_fedsim_runs_what_a_file_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["pickle.load(f)", "torch.load(p)", "np.load(p)", "np.load(p, allow_pickle=True)", "eval(x)", "pd.read_pickle(p)"]
+    "line",
+    ["pickle.load(f)", "torch.load(p)", "np.load(p)", "np.load(p, allow_pickle=True)", "eval(x)", "pd.read_pickle(p)"],
 )
 def test_a_dangerous_line_would_be_found(line: str) -> None:
     assert dangers(line)

@@ -102,7 +102,14 @@ def test_the_contracts_keys_are_there() -> None:
     cfg = config()
     for key in (
         *("seed", "rounds", "device", "dry_run", "resume", "population.num_clients", "partition.alpha", "dataset.root"),
-        *("sampler.cohort_size", "sampler.fraction", "client.epochs", "client.batch_size", "client.lr", "client.momentum"),
+        *(
+            "sampler.cohort_size",
+            "sampler.fraction",
+            "client.epochs",
+            "client.batch_size",
+            "client.lr",
+            "client.momentum",
+        ),
         *("grid.chunk_size", "init.weights", "checkpoint.every", "evaluation.every"),
     ):
         node = OmegaConf.select(cfg, key, default="missing")

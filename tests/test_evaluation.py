@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from fedsim.training.evaluation import across_clients, expected_calibration_erro
 from fedsim.training.objectives import IGNORED_TARGET, OBJECTIVES
 
 LABELS = st.integers(2, 6).flatmap(
-    lambda k: st.tuples(st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=60))
+    lambda k: st.tuples(
+        st.just(k), st.lists(st.tuples(st.integers(0, k - 1), st.integers(0, k - 1)), min_size=1, max_size=60)
+    )
 )
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -28,11 +31,13 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def test_macro_f1_is_scikit_learns(case: tuple[int, list[tuple[int, int]]]) -> None:
     classes, pairs = case
     target, predicted = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    assert macro_f1(target, predicted, classes) == pytest.approx(f1_score(target, predicted, average="macro"), abs=1e-12)
+    assert macro_f1(target, predicted, classes) == pytest.approx(
+        f1_score(target, predicted, average="macro"), abs=1e-12
+    )
 
 
 def test_calibration_error_by_hand() -> None:
-    # Two bins of [0, 1]: (0, 0.5] holds 0.3 and 0.5, (0.5, 1] holds 0.6, 0.9 and 1.0; a border belongs to the lower bin.
+    # Two bins: (0, 0.5] holds 0.3 and 0.5, (0.5, 1] holds 0.6, 0.9 and 1.0; a border belongs to the lower bin.
     confidence = torch.tensor([0.3, 0.5, 0.6, 0.9, 1.0], dtype=torch.float64)
     correct = torch.tensor([True, False, False, True, True])
     low = 2 / 5 * abs(0.5 - (0.3 + 0.5) / 2)
@@ -45,14 +50,16 @@ def test_calibration_error_bin_by_bin(pairs: list[tuple[float, bool]]) -> None:
     confidence, correct = np.array([c for c, _ in pairs], dtype=np.float32), np.array([ok for _, ok in pairs])
     edges = np.linspace(0, 1, 16)
     expected = 0.0
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         inside = (confidence.astype(np.float64) > low) & (confidence.astype(np.float64) <= high)
         if inside.any():
             gap = abs(correct[inside].mean() - confidence[inside].astype(np.float64).mean())
             expected += inside.mean() * gap
     on_an_edge = np.isclose(confidence[:, None], edges[None], atol=1e-7).any()
     if not on_an_edge:  # rounding decides there
-        assert expected_calibration_error(torch.from_numpy(correct), torch.from_numpy(confidence)) == pytest.approx(expected, abs=1e-6)
+        assert expected_calibration_error(torch.from_numpy(correct), torch.from_numpy(confidence)) == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 def test_across_clients_by_hand() -> None:
@@ -118,7 +125,9 @@ def test_held_out_rows_never_train(tmp_path: Path) -> None:
     for client in range(8):
         rows, held = population.rows(client)
         assert len(held) == int((len(rows) + len(held)) * 0.3) and not set(rows) & set(held)
-        assert torch.equal(seen[client].x, train.x[rows]) and torch.equal(population.holdout_data(client).x, train.x[held])
+        assert torch.equal(seen[client].x, train.x[rows]) and torch.equal(
+            population.holdout_data(client).x, train.x[held]
+        )
         everything += [*rows, *held]
     assert sorted(everything) == list(range(len(train)))
     run_into(tmp_path, tiny(*overrides))
@@ -149,7 +158,9 @@ def test_evaluation_follows_its_plan() -> None:
     play(made)
     judged = [row["accuracy"] is not None for row in made.server.state.rows]
     assert judged == [False, True, False, True, True]
-    assert all((row["federated_loss"] is not None) == due for row, due in zip(made.server.state.rows, judged, strict=True))
+    assert all(
+        (row["federated_loss"] is not None) == due for row, due in zip(made.server.state.rows, judged, strict=True)
+    )
     assert len(parts("evaluation.clients=3").server._choose(np.arange(8), 3, 1)) == 3
 
 

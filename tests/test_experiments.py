@@ -13,14 +13,32 @@ from safetensors import safe_open
 
 from fedsim.experiment import run
 
-FILES = ("summary.json", "rounds.parquet", "clients.parquet", "lineage.parquet", "privacy.json", "model.safetensors", "report.html")
+FILES = (
+    "summary.json",
+    "rounds.parquet",
+    "clients.parquet",
+    "lineage.parquet",
+    "privacy.json",
+    "model.safetensors",
+    "report.html",
+)
 SUMMARY_KEYS = {
     *("experiment", "seed", "rounds", "num_clients", "accuracy", "loss", "best_accuracy", "epsilon", "delta"),
     *("noise_multiplier", "seconds", "client_rounds_per_second", "peak_memory_mb", "bytes_up", "bytes_down", "device"),
     *("versions", "dataset", "command"),
 }
 PLAN_KEYS = {
-    *("num_clients", "rounds", "cohort_size", "noise_multiplier", "unit", "adjacency", "sampling", "accountant", "delta"),
+    *(
+        "num_clients",
+        "rounds",
+        "cohort_size",
+        "noise_multiplier",
+        "unit",
+        "adjacency",
+        "sampling",
+        "accountant",
+        "delta",
+    ),
     *("epsilon", "epsilon_by", "bytes_up", "bytes_down", "memory_mb"),
 }
 SMALL = ("rounds=1", "device=cpu", "client.max_steps=2", "evaluation.clients=5")

@@ -73,7 +73,9 @@ def broken_rules(module: str, source: str) -> list[str]:
             if floor(inner) > floor(module):
                 wrong.append(f"{module} imports {inner}, which is above it")
         if package == "flwr":
-            private = name.startswith("_") or target.startswith(("flwr.supercore", "flwr.common", "flwr.server.", "flwr.client."))
+            private = name.startswith("_") or target.startswith(
+                ("flwr.supercore", "flwr.common", "flwr.server.", "flwr.client.")
+            )
             if here not in SERVER_FLOOR | {"experiment"}:
                 wrong.append(f"{module} imports {target}: flwr is for the server's floor")
             elif private and module != "flower":
@@ -127,6 +129,8 @@ def test_a_wrong_import_would_be_found(module: str, line: str) -> None:
 
 
 def test_right_imports_are_not_refused() -> None:
-    assert not broken_rules("data.population", "from fedsim import rng\nfrom fedsim.training.objectives import IGNORED_TARGET")
+    assert not broken_rules(
+        "data.population", "from fedsim import rng\nfrom fedsim.training.objectives import IGNORED_TARGET"
+    )
     assert not broken_rules("results.run", "if TYPE_CHECKING:\n    from fedsim.server import Row")
     assert not broken_rules("flower", "from flwr.supercore.run import Run")

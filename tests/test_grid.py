@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fedsim import flower
 from fedsim.grids.base import MemoryStates, cut
+from fedsim.server import node_ids
 from fedsim.types import FedsimError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -67,7 +68,9 @@ def test_an_update_that_is_not_finite_is_a_failure_of_its_client() -> None:
 
 def test_all_clients_failing_stops_with_the_first_cause() -> None:
     made = parts(*failing(raising=range(8)))
-    with pytest.raises(FedsimError, match="all 8 clients of round 1 failed.* client 0, said: .*client 0 lost its battery"):
+    with pytest.raises(
+        FedsimError, match=r"all 8 clients of round 1 failed.* client 0, said: .*client 0 lost its battery"
+    ):
         play(made)
     assert made.server.state.round == 0 and made.server.state.rows == []
 
@@ -132,8 +135,30 @@ def test_a_broken_round_leaves_no_trace_in_the_server(strategy: str) -> None:
     assert same_bits(broken.server.state.arrays, whole.server.state.arrays)
     assert again.states.committed.keys() == grid_whole.states.committed.keys()
     assert all(same_bits(again.states.committed[c], s) for c, s in grid_whole.states.committed.items())
-    left, right = ([{k: v for k, v in r.items() if k != "seconds"} for r in made.server.state.rows] for made in (broken, whole))
+    left, right = (
+        [{k: v for k, v in r.items() if k != "seconds"} for r in made.server.state.rows] for made in (broken, whole)
+    )
     assert left == right
+
+
+def test_too_few_connected_nodes_are_waited_for_and_then_named() -> None:
+    class Deployment:
+        """A grid that is not ours, on which a node more is connected each time it is asked."""
+
+        asked = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.asked += 1
+            return list(range(self.asked))
+
+        def send_and_receive(self, messages: list[Message]) -> list[Message]:
+            assert [message.metadata.dst_node_id for message in messages] == [0, 1, 2]
+            return []
+
+    flower.enter_runtime()
+    with pytest.raises(FedsimError, match=r"1 of 3 nodes are connected; .*population\.num_clients"):
+        node_ids(Deployment(), 3, patience=-1)  # type: ignore[arg-type]
+    assert node_ids(Deployment(), 3, patience=60) is not None  # type: ignore[arg-type]
 
 
 def test_bytes_are_those_of_encoded_messages() -> None:
@@ -147,6 +172,11 @@ def test_bytes_are_those_of_encoded_messages() -> None:
 
 
 def test_arrays_travel_bit_by_bit() -> None:
-    arrays = {"a": torch.randn(3, 4), "scalar": torch.tensor(2.5), "counter": torch.tensor(7), "empty": torch.zeros(0, 2)}
+    arrays = {
+        "a": torch.randn(3, 4),
+        "scalar": torch.tensor(2.5),
+        "counter": torch.tensor(7),
+        "empty": torch.zeros(0, 2),
+    }
     assert same_bits(arrays, flower.from_record(flower.to_record(arrays)))
     assert np.array_equal(flower.to_record(arrays)["a"].numpy(), arrays["a"].numpy())

@@ -120,7 +120,9 @@ def test_the_seed_names_the_initial_weights_and_nothing_else_does() -> None:
     first = build_model(models.MLP, dataset, 5)
     state = torch.random.get_rng_state()
     again, other = build_model(models.MLP, dataset, 5), build_model(models.MLP, dataset, 6)
-    assert same_bits(model_arrays(first), model_arrays(again)) and not same_bits(model_arrays(first), model_arrays(other))
+    assert same_bits(model_arrays(first), model_arrays(again)) and not same_bits(
+        model_arrays(first), model_arrays(other)
+    )
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -190,7 +192,9 @@ def test_partial_takes_what_fits_and_leaves_the_rest(name: str, tmp_path: Path) 
     assert same_bits(model.state_dict(), before)
     load_initial_weights(model, path, partial=True)
     after = model.state_dict()
-    assert torch.equal(after["1.weight"], source.state_dict()["1.weight"]) and torch.equal(after["3.weight"], before["3.weight"])
+    assert torch.equal(after["1.weight"], source.state_dict()["1.weight"]) and torch.equal(
+        after["3.weight"], before["3.weight"]
+    )
 
 
 @pytest.mark.parametrize("partial", [False, True])
@@ -204,7 +208,9 @@ def test_partial_takes_what_fits_and_leaves_the_rest(name: str, tmp_path: Path) 
         (lambda w: {"1.bias": 3}, "not a state dict"),
     ],
 )
-def test_weights_that_cannot_be_meant_are_refused(change, sentence: str, partial: bool, tmp_path: Path, weights) -> None:
+def test_weights_that_cannot_be_meant_are_refused(
+    change, sentence: str, partial: bool, tmp_path: Path, weights
+) -> None:
     path = saved(tmp_path / "w.pt", change(weights))
     with pytest.raises(FedsimError, match=sentence) as caught:
         load_initial_weights(models.Linear((6,), 3), path, partial)
@@ -221,6 +227,7 @@ class Evil:
         return os.mkdir, (self.mark,)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch", "pickle"])
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.safetensors"])
 def test_a_malicious_pickle_does_not_run(how: str, name: str, tmp_path: Path) -> None:
@@ -230,7 +237,7 @@ def test_a_malicious_pickle_does_not_run(how: str, name: str, tmp_path: Path) ->
         load_initial_weights(models.Linear((6,), 3), path, partial=False)
     assert not mark.exists() and "\n" not in str(caught.value)
     if how == "pickle":
-        pickle.loads(path.read_bytes())  # the trap itself works
+        pickle.loads(path.read_bytes())  # noqa: S301  (the trap itself works)
         assert mark.exists()
 
 

@@ -2,13 +2,13 @@
 
 import gzip
 import io
-import struct
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import write_fashion_mnist
 
 from fedsim.data.dataset import IGNORED_TARGET, Dataset
 from fedsim.data.sources import digits, fashion_mnist, mnist5k, shakespeare, watch
@@ -76,18 +76,9 @@ def test_digits_are_scikit_learns():
 # Fashion-MNIST
 
 
-def idx(array: np.ndarray) -> bytes:
-    sizes = struct.pack(f">{array.ndim}I", *array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
-
-
 @pytest.fixture
 def clothes(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for split, rows in (("train", 20), ("t10k", 10)):
-        images = rng.integers(0, 256, (rows, 28, 28))
-        (tmp_path / f"{split}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(rows) % 10)))
+    write_fashion_mnist(tmp_path, train=20, test=10)
     return tmp_path
 
 

@@ -16,7 +16,14 @@ from fedsim.server import make_server_app
 from fedsim.types import Params
 
 OVERRIDES = (
-    *("dataset=digits", "model=mlp", "model.hidden=[16]", "population.num_clients=8", "sampler.cohort_size=4", "rounds=3"),
+    *(
+        "dataset=digits",
+        "model=mlp",
+        "model.hidden=[16]",
+        "population.num_clients=8",
+        "sampler.cohort_size=4",
+        "rounds=3",
+    ),
     *("device=cpu", "seed=5", "client.momentum=0.5"),
 )
 
@@ -27,7 +34,9 @@ def plain(*overrides: str) -> dict[str, Any]:
 
 def node(client: int) -> Context:
     """The context of a real node, which is one client."""
-    return Context(run_id=1, node_id=100 + client, node_config={"partition-id": client}, state=RecordDict(), run_config={})
+    return Context(
+        run_id=1, node_id=100 + client, node_config={"partition-id": client}, state=RecordDict(), run_config={}
+    )
 
 
 def test_the_client_app_travels_and_answers_for_one_client() -> None:
@@ -38,22 +47,32 @@ def test_the_client_app_travels_and_answers_for_one_client() -> None:
     assert len(packed) < 50_000
     app = ray_pickle.loads(packed)
     made = build(config(*OVERRIDES))
-    content = RecordDict({"arrays": flower.to_record(made.server.state.arrays), "config": ConfigRecord({"server-round": 1})})
+    content = RecordDict(
+        {"arrays": flower.to_record(made.server.state.arrays), "config": ConfigRecord({"server-round": 1})}
+    )
     replies = {}
     for client in (3, 6):
         message = Message(content, 100 + client, MessageType.TRAIN)
         flower.stamp(message, client)
         replies[client] = app(message, node(client))
     for client, reply in replies.items():
-        (update,) = made.trainer.train(made.server.state.arrays, [client], made.population.training_data, lambda c: {}, 1)
+        (update,) = made.trainer.train(
+            made.server.state.arrays, [client], made.population.training_data, lambda c: {}, 1
+        )
         assert same_bits(flower.from_record(reply.content.array_records["arrays"]), update.arrays)  # type: ignore[union-attr]
         assert reply.content.metric_records["metrics"]["num-examples"] == update.num_examples  # type: ignore[union-attr]
 
 
 def test_a_node_keeps_its_clients_state_in_its_own_context() -> None:
     flower.enter_runtime()
-    app, made, context = client_app_from(plain("strategy=local_only")), build(config(*OVERRIDES, "strategy=local_only")), node(2)
-    content = RecordDict({"arrays": flower.to_record(made.server.state.arrays), "config": ConfigRecord({"server-round": 1})})
+    app, made, context = (
+        client_app_from(plain("strategy=local_only")),
+        build(config(*OVERRIDES, "strategy=local_only")),
+        node(2),
+    )
+    content = RecordDict(
+        {"arrays": flower.to_record(made.server.state.arrays), "config": ConfigRecord({"server-round": 1})}
+    )
     grid = made.grid()
     for number in (1, 2):
         message = Message(content, 102, MessageType.TRAIN)
@@ -82,7 +101,10 @@ def test_flowers_own_simulation_ends_where_ours_does(strategy: str, monkeypatch:
         make_server_app(theirs.server),
         client_app_from(plain(f"strategy={strategy}")),
         num_supernodes=8,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 1, "log_to_driver": False}},
+        backend_config={
+            "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+            "init_args": {"num_cpus": 1, "log_to_driver": False},
+        },
     )
     assert theirs.server.state.round == 3
     assert_close(ours.server.state.arrays, theirs.server.state.arrays, 1e-5)
@@ -92,5 +114,3 @@ def test_flowers_own_simulation_ends_where_ours_does(strategy: str, monkeypatch:
             assert mine[key] == other[key], key
         for key in ("accuracy", "loss", "federated_accuracy", "train_loss"):
             assert mine[key] == pytest.approx(other[key], abs=1e-4), key
-
-

@@ -10,6 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import config, resume, run_into, start_command
 
+from fedsim.server import Server
+from fedsim.session import Stopped
+
 ROUNDS = 40
 QUICK = (
     *("dataset=digits", "model=linear", "population.num_clients=12", "sampler.cohort_size=6", f"rounds={ROUNDS}"),
@@ -92,6 +95,40 @@ def test_ctrl_c_says_how_to_go_on_and_that_gives_the_same_bits(tmp_path: Path) -
     assert resume(folder)["rounds"] == ROUNDS
     run_into(undisturbed, config(*overrides))
     assert_same_run(folder, undisturbed)
+
+
+def interrupted_in(round: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of this round."""
+    original = Server.play_round
+
+    def play_round(self, grid, nodes, number):
+        if number == round:
+            raise KeyboardInterrupt
+        return original(self, grid, nodes, number)
+
+    monkeypatch.setattr(Server, "play_round", play_round)
+
+
+def test_ctrl_c_keeps_the_last_whole_round_whatever_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = [*QUICK, "rounds=6", "checkpoint.every=100", "strategy=fedyogi"]
+    folder, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    with monkeypatch.context() as patch:
+        interrupted_in(4, patch)
+        with pytest.raises(Stopped, match="stopped after round 3 of 6") as caught:
+            run_into(folder, config(*overrides))
+    assert caught.value.exit_code == 130 and last_checkpoint(folder) == 3
+    resume(folder)
+    run_into(undisturbed, config(*overrides))
+    assert_same_run(folder, undisturbed)
+
+
+def test_ctrl_c_in_the_first_round_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_in(1, monkeypatch)
+    with pytest.raises(Stopped, match="nothing was kept"):
+        run_into(tmp_path, config(*QUICK))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "local_only"])

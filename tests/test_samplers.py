@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 def test_a_cohort_is_sorted_distinct_in_range_and_repeats(sampler, seed: int, round: int, num_clients: int) -> None:
     cohort = sampler.cohort(seed, round, num_clients)
     assert cohort.dtype == np.int64 and (np.diff(cohort) > 0).all()
-    assert len(cohort) == 0 or (0 <= cohort[0] and cohort[-1] < num_clients)
+    assert len(cohort) == 0 or (cohort[0] >= 0 and cohort[-1] < num_clients)
     assert np.array_equal(cohort, sampler.cohort(seed, round, num_clients))
     if sampler.kind == "all":
         assert np.array_equal(cohort, np.arange(num_clients))
@@ -57,14 +57,18 @@ def test_poisson_sizes_are_binomial(num_clients: int) -> None:
     assert sizes.min() == 0  # an empty cohort has a chance of 0.5% here, so 4,000 rounds have some
 
 
-@pytest.mark.parametrize("sampler", [FixedSampler(cohort_size=7), PoissonSampler(fraction=0.2)], ids=["fixed", "poisson"])
+@pytest.mark.parametrize(
+    "sampler", [FixedSampler(cohort_size=7), PoissonSampler(fraction=0.2)], ids=["fixed", "poisson"]
+)
 def test_every_client_is_drawn_alike(sampler) -> None:
     cohorts = [sampler.cohort(1, round, 35) for round in range(4000)]
     counts = np.bincount(np.concatenate(cohorts), minlength=35)
     assert stats.chisquare(counts).pvalue > LEVEL
 
 
-@pytest.mark.parametrize("sampler", [FixedSampler(cohort_size=7), PoissonSampler(fraction=0.2)], ids=["fixed", "poisson"])
+@pytest.mark.parametrize(
+    "sampler", [FixedSampler(cohort_size=7), PoissonSampler(fraction=0.2)], ids=["fixed", "poisson"]
+)
 def test_pairs_are_drawn_as_if_independent(sampler) -> None:
     """A sampler that drew runs of neighbours would pass the test of single clients."""
     together = np.zeros((35, 35))

@@ -85,7 +85,10 @@ def test_clipping_is_torchs(max_norm: float) -> None:
     ("settings", "optimizer"),
     [
         (LocalTraining(2, 8, 0.1), lambda w: torch.optim.SGD(w, 0.1)),
-        (LocalTraining(2, 8, 0.1, momentum=0.9, weight_decay=0.01), lambda w: torch.optim.SGD(w, 0.1, 0.9, weight_decay=0.01)),
+        (
+            LocalTraining(2, 8, 0.1, momentum=0.9, weight_decay=0.01),
+            lambda w: torch.optim.SGD(w, 0.1, 0.9, weight_decay=0.01),
+        ),
         (LocalTraining(2, 8, 0.01, optimizer=torch.optim.AdamW), lambda w: torch.optim.AdamW(w, 0.01)),
     ],
     ids=["sgd", "momentum and weight decay", "adamw"],
@@ -106,7 +109,9 @@ def test_local_training_is_the_plain_torch_loop(settings: LocalTraining, optimiz
 
 
 def test_fedavg_with_one_client_is_plain_sgd() -> None:
-    made = parts("population.num_clients=1", "population.holdout=0", "rounds=3", "client.momentum=0.5", "client.batch_size=7")
+    made = parts(
+        "population.num_clients=1", "population.holdout=0", "rounds=3", "client.momentum=0.5", "client.batch_size=7"
+    )
     by_hand, train = copy.deepcopy(made.model), made.population.dataset.train
     arrays = play(made)
     for round in (1, 2, 3):
@@ -184,7 +189,10 @@ def test_a_client_without_examples_fails_and_the_next_one_trains() -> None:
 
 
 @given(
-    rows=st.integers(1, 40), size=st.none() | st.integers(1, 50), epochs=st.integers(1, 3), most=st.none() | st.integers(1, 20)
+    rows=st.integers(1, 40),
+    size=st.none() | st.integers(1, 50),
+    epochs=st.integers(1, 3),
+    most=st.none() | st.integers(1, 20),
 )
 def test_each_epoch_sees_each_row_once(rows: int, size: int | None, epochs: int, most: int | None) -> None:
     settings = LocalTraining(epochs, size, max_steps=most)
