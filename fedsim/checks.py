@@ -62,7 +62,9 @@ def require_choice(key: str, value: object, choices: Iterable[str]) -> str:
     """`value` where it is one of `choices`; else the sentence suggests the closest."""
     choices = list(choices)
     if value not in choices:
-        raise FedsimError(f"{key}={shown(value)} is not known{did_you_mean(str(value), choices)}; choose from {', '.join(choices)}")
+        raise FedsimError(
+            f"{key}={shown(value)} is not known{did_you_mean(str(value), choices)}; choose from {', '.join(choices)}"
+        )
     return str(value)
 
 

@@ -190,7 +190,9 @@ def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     clients, _, chunked = _addressed(message, context)
     config = flower.record_of(message.content, flower.CONFIG)
     received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
-    rows = dict(_evaluate_each(devices, received, clients, devices.states_of(context), str(config.get("split", "holdout"))))
+    rows = dict(
+        _evaluate_each(devices, received, clients, devices.states_of(context), str(config.get("split", "holdout")))
+    )
     if not rows:
         raise FedsimError("it holds no examples to be evaluated on; raise population.holdout")
     weight = sum(row[flower.NUM_EXAMPLES] for row in rows.values())
@@ -215,7 +217,11 @@ def _evaluate_each(
             data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), devices.population.preprocess
         else:
             data, preprocess = devices.population.holdout_data(client), None
-        found = predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess) if len(data.x) else None
+        found = (
+            predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
+            if len(data.x)
+            else None
+        )
         if found is None or len(found.loss) == 0:
             continue
         metrics = metrics_of(found, dataset.num_outputs)

@@ -72,7 +72,9 @@ def sentence(error: BaseException) -> str:
         case MissingConfigException():
             return _missing_option(error)
         case OverrideParseException():
-            return f"cannot read {error.override}; write key=value, and quote values that hold spaces, commas or brackets"
+            return (
+                f"cannot read {error.override}; write key=value, and quote values that hold spaces, commas or brackets"
+            )
         case ConfigCompositionException():
             return _bad_override(error)
         case HydraException() | OmegaConfBaseException():

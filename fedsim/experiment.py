@@ -28,8 +28,9 @@ from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.plan import make_plan, print_plan
 from fedsim.results.files import write_json
+from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler
-from fedsim.server import EvaluationPlan, Server, ServerState
+from fedsim.server import Server
 from fedsim.session import Session
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.evaluation import metrics_of, predict
@@ -91,7 +92,9 @@ def build(cfg: DictConfig) -> Parts:
     check_cohort(algorithm, sampler.expected_size(population.num_clients))
     model = make_model(cfg, dataset)
     if settings.batch_size == 1 and (mixing := mixing_layers(model)):
-        raise FedsimError(f"client.batch_size=1 cannot train BatchNorm ({mixing[0]}); raise it, or use torch.nn.GroupNorm")
+        raise FedsimError(
+            f"client.batch_size=1 cannot train BatchNorm ({mixing[0]}); raise it, or use torch.nn.GroupNorm"
+        )
     if cfg.init.weights is not None:
         load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
@@ -107,9 +110,7 @@ def build(cfg: DictConfig) -> Parts:
         plan=evaluation,
         evaluate=central_evaluation(model, population, evaluation.batch_size),
     )
-    return Parts(
-        cfg.name, device, population, algorithm, settings, model, trainer, server, privacy, logger, grid
-    )
+    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, privacy, logger, grid)
 
 
 def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
@@ -197,13 +198,19 @@ def choose_device(name: str) -> torch.device:
 
 def check_top_level(cfg: DictConfig) -> None:
     """Ranges of the keys that belong to no part, and keys that belong nowhere."""
-    known = set(OmegaConf.load(conf_dir() / "config.yaml")) | {path.name for path in conf_dir().iterdir() if path.is_dir()}
+    known = set(OmegaConf.load(conf_dir() / "config.yaml")) | {
+        path.name for path in conf_dir().iterdir() if path.is_dir()
+    }
     if unknown := sorted(set(cfg) - known - {"hydra"}):
         close = did_you_mean(unknown[0], known)
-        raise FedsimError(f"{unknown[0]} is not a key of fedsim{close}; take it away, or see --help for the keys there are")
+        raise FedsimError(
+            f"{unknown[0]} is not a key of fedsim{close}; take it away, or see --help for the keys there are"
+        )
     for key, example in (("init", "init.weights"), ("checkpoint", "checkpoint.every")):
         if not isinstance(cfg[key], DictConfig):
-            raise FedsimError(f"{key}={shown(cfg[key])} stands for several keys; set them one by one, as in {example}=...")
+            raise FedsimError(
+                f"{key}={shown(cfg[key])} stands for several keys; set them one by one, as in {example}=..."
+            )
     require_name(cfg.name)
     require_int("seed", cfg.seed, low=0)
     require_int("rounds", cfg.rounds, low=1)
@@ -259,16 +266,24 @@ def saved_config(run_dir: Path, cfg: DictConfig) -> DictConfig:
     """The configuration that the run in `run_dir` was started with; only `rounds` may differ, and only grow."""
     path = run_dir / ".hydra" / "config.yaml"
     if not path.is_file():
-        raise FedsimError(f"resume={run_dir} is not the folder of a run (it has no .hydra/config.yaml); give one that is")
+        raise FedsimError(
+            f"resume={run_dir} is not the folder of a run (it has no .hydra/config.yaml); give one that is"
+        )
     try:
         saved = OmegaConf.load(path)
     except Exception as error:  # YAML's errors, OmegaConf's and those of decoding have no base in common
-        raise FedsimError(f"resume={run_dir}: {path} is corrupt ({type(error).__name__}); it cannot be resumed") from error
+        raise FedsimError(
+            f"resume={run_dir}: {path} is corrupt ({type(error).__name__}); it cannot be resumed"
+        ) from error
     if not isinstance(saved, DictConfig) or not {"rounds", "checkpoint", "dataset"} <= set(saved):
-        raise FedsimError(f"resume={run_dir}: {path} is not the configuration of a run of fedsim; give the folder of one")
+        raise FedsimError(
+            f"resume={run_dir}: {path} is not the configuration of a run of fedsim; give the folder of one"
+        )
     if cfg.resume_rounds is not None:
         if require_int("rounds", cfg.resume_rounds, low=1) < saved.rounds:
-            raise FedsimError(f"rounds={cfg.resume_rounds} is fewer than the run's {saved.rounds}; a resumed run can only grow")
+            raise FedsimError(
+                f"rounds={cfg.resume_rounds} is fewer than the run's {saved.rounds}; a resumed run can only grow"
+            )
         saved.rounds = cfg.resume_rounds
         OmegaConf.save(saved, path)
     saved.resume = str(run_dir)
@@ -287,5 +302,3 @@ def command_from(overrides: list[str]) -> str:
     import shlex
 
     return shlex.join(["python", "-m", "fedsim", *overrides])
-
-

@@ -32,7 +32,9 @@ def check_keys(part: Mapping[str, Any], key: str) -> None:
     for name, value in part.items():
         if isinstance(value, Mapping) and "_target_" in value:
             check_keys(value, f"{key}.{name}")
-    from hydra._internal.utils import _locate  # hydra.utils.get_object does the same, and logs a paragraph where it fails
+    from hydra._internal.utils import (
+        _locate,  # hydra.utils.get_object does the same, and logs a paragraph where it fails
+    )
 
     target = part["_target_"]
     if not isinstance(target, str):
@@ -48,7 +50,9 @@ def check_keys(part: Mapping[str, Any], key: str) -> None:
     unknown = [str(name) for name in part if not str(name).startswith("_") and name not in taken]
     if unknown:
         close = did_you_mean(unknown[0], taken)
-        raise FedsimError(f"{key}.{unknown[0]} is not a key of {target}{close}; leave it out, or choose another {key}=...")
+        raise FedsimError(
+            f"{key}.{unknown[0]} is not a key of {target}{close}; leave it out, or choose another {key}=..."
+        )
 
 
 def not_imported(key: str, target: str, error: BaseException) -> FedsimError:
@@ -70,7 +74,9 @@ def not_made(key: str, target: str, error: BaseException) -> FedsimError:
     text = first_line(error)
     if match := re.search(r"missing \d+ required .*?: '(\w+)'", text):
         return FedsimError(f"{key}._target_={target} needs {match[1]}; give +{key}.{match[1]}=...")
-    return FedsimError(f"{key}._target_={target} cannot be made ({type(error).__name__}: {text}); check the keys of {key}")
+    return FedsimError(
+        f"{key}._target_={target} cannot be made ({type(error).__name__}: {text}); check the keys of {key}"
+    )
 
 
 def first_line(error: BaseException) -> str:

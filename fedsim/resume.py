@@ -49,9 +49,13 @@ def refuse_taken(overrides: Iterable[Override]) -> None:
 def refuse_run(folder: Path, key: str) -> None:
     """Refuse a folder that holds a run, finished or not; `key` is what named it."""
     if (folder / "summary.json").exists():
-        raise FedsimError(f"{key}: {folder} holds a finished run; give another folder, or resume={folder} rounds=N to let it grow")
+        raise FedsimError(
+            f"{key}: {folder} holds a finished run; give another folder, or resume={folder} rounds=N to let it grow"
+        )
     if any((folder / "checkpoints").glob("round_*")):
-        raise FedsimError(f"{key}: {folder} holds a run that was stopped; go on with resume={folder}, or give another folder")
+        raise FedsimError(
+            f"{key}: {folder} holds a run that was stopped; go on with resume={folder}, or give another folder"
+        )
 
 
 def _text(override: Override) -> str:

@@ -6,114 +6,24 @@ The strategy is a Flower Strategy and is used through its own hooks; which clien
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedsim import flower, rng
 from fedsim.algorithms import Algorithm
-from fedsim.algorithms.state import State as StrategyState
 from fedsim.algorithms.state import strategy_state
-from fedsim.checks import require_int
-from fedsim.flower import Run
 from fedsim.grids.base import SimulationGrid
+from fedsim.nodes import Cohort, Nodes, node_ids
+from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState
 from fedsim.samplers import Sampler
 from fedsim.training.evaluation import across_clients, finite_or_none
 from fedsim.training.trainer import all_finite
 from fedsim.types import FedsimError, Params
-
-Row = dict[str, Any]
-"""A row of rounds.parquet."""
-
-EVALUATION_COLUMNS = (
-    *("accuracy", "loss", "macro_f1", "ece"),
-    *("federated_accuracy", "federated_accuracy_std", "federated_accuracy_worst10", "federated_accuracy_best10"),
-    *("federated_loss", "federated_clients"),
-)
-
-
-@dataclass
-class ServerState:
-    """All that changes as a run goes on. With the strategy's and the clients' state it is what a checkpoint holds.
-
-    round: the last one that is finished. client_metrics: each client's newest held-out accuracy and loss, by client.
-    strategy: what the strategy remembered at the end of that round.
-    """
-
-    arrays: Params
-    round: int = 0
-    rows: list[Row] = field(default_factory=list)
-    participations: Counter[int] = field(default_factory=Counter)
-    failures: Counter[int] = field(default_factory=Counter)
-    first_failure: str | None = None
-    client_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    strategy: StrategyState = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """The keys of `evaluation.*`: every so many rounds (and after the last), of so many clients (None: of all).
-
-    local_models: of how many clients' own models the central test accuracy is the mean, where no model is shared.
-    """
-
-    every: int = 1
-    clients: int | None = None
-    batch_size: int = 512
-    local_models: int = 20
-
-    def __post_init__(self) -> None:
-        require_int("evaluation.every", self.every, low=1)
-        require_int("evaluation.batch_size", self.batch_size, low=1)
-        require_int("evaluation.local_models", self.local_models, low=1)
-        if self.clients is not None:
-            require_int("evaluation.clients", self.clients, low=0)
-
-    def due(self, round: int, rounds: int) -> bool:
-        """Whether this round is evaluated."""
-        return round == rounds or round % self.every == 0
-
-
-class Cohort(Grid):
-    """The grid as a strategy sees it: it holds the round's cohort and nobody else. Everything else passes through."""
-
-    def __init__(self, grid: Grid, node_ids: list[int]) -> None:
-        self._grid, self._node_ids = grid, node_ids
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The cohort's."""
-        return list(self._node_ids)
-
-    def set_run(self, run: Run) -> None:
-        """See Grid."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See Grid."""
-        return self._grid.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """See Grid."""
-        return self._grid.create_message(*args, **kwargs)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See Grid."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See Grid."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """See Grid."""
-        return self._grid.send_and_receive(messages, timeout=timeout)
 
 
 @dataclass
@@ -175,7 +85,9 @@ class Server:
         outcome.missing = set(cohort.tolist()) - set(outcome.metrics) - set(outcome.failed)
         if not outcome.replies:
             client, reason = next(iter(outcome.failed.items()), (int(cohort[0]), "it did not answer"))
-            raise FedsimError(f"all {len(cohort)} clients of round {round} failed; the first, client {client}, said: {reason}")
+            raise FedsimError(
+                f"all {len(cohort)} clients of round {round} failed; the first, client {client}, said: {reason}"
+            )
         return outcome
 
     def _aggregate(self, round: int, outcome: Outcome) -> Params:
@@ -199,7 +111,9 @@ class Server:
         found = self._ask(grid, nodes, round, arrays, chosen, "test")
         return {name: _mean(found, name) for name in ("accuracy", "loss")}
 
-    def _federated(self, grid: Grid, nodes: Nodes, round: int, arrays: Params) -> tuple[Row, dict[int, dict[str, float]]]:
+    def _federated(
+        self, grid: Grid, nodes: Nodes, round: int, arrays: Params
+    ) -> tuple[Row, dict[int, dict[str, float]]]:
         chosen = self._choose(self.holders, self.plan.clients, round)
         found = self._ask(grid, nodes, round, arrays, chosen, "holdout") if len(chosen) else {}
         row: Row = {"federated_loss": _mean(found, "loss"), "federated_clients": len(found)}
@@ -231,7 +145,13 @@ class Server:
         return outcome.metrics
 
     def _commit(
-        self, grid: Grid, round: int, arrays: Params, row: Row, outcome: Outcome, client_metrics: dict[int, dict[str, float]]
+        self,
+        grid: Grid,
+        round: int,
+        arrays: Params,
+        row: Row,
+        outcome: Outcome,
+        client_metrics: dict[int, dict[str, float]],
     ) -> None:
         state = self.state
         state.arrays, state.round = arrays, round
@@ -245,90 +165,6 @@ class Server:
         state.strategy = strategy_state(self.algorithm.strategy)
         if isinstance(grid, SimulationGrid):
             grid.states.commit()
-
-
-@dataclass
-class Outcome:
-    """What came back of a round. A folded reply speaks for many clients, so metrics are kept client by client."""
-
-    bytes_down: int = 0
-    bytes_up: int = 0
-    replies: list[Message] = field(default_factory=list)
-    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    missing: set[int] = field(default_factory=set)
-
-    def take(self, reply: Message, client: int) -> None:
-        """Sort a reply; `client` is its sender."""
-        if reply.has_error():
-            self.failed[client] = reply.error.reason or "no reason given"
-            return
-        record = flower.record_of(reply.content, flower.CLIENTS)
-        own = next(iter(reply.content.metric_records.values()))
-        ids = flower.column(record, "id") or [client]
-        names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
-        for position, one in enumerate(ids):
-            self.metrics[int(one)] = {n: float(record[n][position] if record else own[n]) for n in names}  # type: ignore
-        for arrays in reply.content.array_records.values():
-            self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
-        self.replies.append(reply)
-
-    def columns(self) -> Row:
-        """The training columns of a row."""
-        weights = [metrics[flower.NUM_EXAMPLES] for metrics in self.metrics.values()]
-        losses = [metrics["train_loss"] for metrics in self.metrics.values() if "train_loss" in metrics]
-        known = bool(losses) and len(losses) == len(weights)
-        return {
-            "num_failed": len(self.failed) + len(self.missing),
-            "num_examples": int(sum(weights)),
-            "train_loss": finite_or_none(float(np.average(losses, weights=weights))) if known else None,
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
-        }
-
-
-class Nodes:
-    """Which node stands for which client: the same number in a simulation, asked for in a deployment."""
-
-    def __init__(self, node_of: dict[int, int] | None = None) -> None:
-        self._node_of = node_of
-        self._client_of = None if node_of is None else {node: client for client, node in node_of.items()}
-
-    def of(self, clients: np.ndarray) -> list[int]:
-        """Node ids of these clients."""
-        if self._node_of is None:
-            return clients.tolist()
-        absent = [client for client in clients.tolist() if client not in self._node_of]
-        if absent:
-            raise FedsimError(f"no node stands for client {absent[0]}; connect {len(absent)} more, or lower population.num_clients")
-        return [self._node_of[client] for client in clients.tolist()]
-
-    def client(self, node_id: int) -> int:
-        """The client behind a node."""
-        return node_id if self._client_of is None else self._client_of[node_id]
-
-
-def node_ids(grid: Grid, needed: int, patience: float) -> Nodes:
-    """Ask every node of a real grid which client it is, once `needed` are there; simulated nodes are their clients.
-
-    patience: seconds to wait for nodes to connect. Raises FedsimError where too few have.
-    """
-    if isinstance(grid, SimulationGrid):
-        return Nodes()
-    deadline = time.monotonic() + patience
-    while len(connected := list(grid.get_node_ids())) < needed:
-        if time.monotonic() > deadline:
-            raise FedsimError(
-                f"{len(connected)} of {needed} nodes are connected; connect more, or lower population.num_clients"
-            )
-        time.sleep(0.1)
-    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in connected]
-    node_of = {}
-    for reply in grid.send_and_receive(messages):
-        if not reply.has_error():
-            client = reply.content.metric_records[flower.METRICS]["client"]
-            node_of[int(client)] = reply.metadata.src_node_id  # type: ignore[arg-type]
-    return Nodes(node_of)
 
 
 def make_server_app(server: Server) -> ServerApp:
@@ -345,6 +181,3 @@ def make_server_app(server: Server) -> ServerApp:
 def _mean(found: dict[int, dict[str, float]], name: str) -> float | None:
     values = [metrics[name] for metrics in found.values() if name in metrics]
     return finite_or_none(float(np.mean(values))) if values else None
-
-
-__all__ = ["EvaluationPlan", "Nodes", "Row", "Server", "ServerState", "make_server_app", "node_ids"]

@@ -15,7 +15,8 @@ from fedsim.parts import Parts
 from fedsim.results.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
 from fedsim.results.progress import Progress
 from fedsim.results.run import RunFolder, client_columns, host, peak_memory_mb, versions
-from fedsim.server import Row, ServerState, make_server_app
+from fedsim.rounds import Row, ServerState
+from fedsim.server import make_server_app
 from fedsim.types import FedsimError
 
 
@@ -56,13 +57,21 @@ class Session:
         if missing := self._progress().keys() - progress.keys():
             raise FedsimError(f"resume={path}: its checkpoint has no {min(missing)}, so it is corrupt; start anew")
         if progress["config"] != self.digest:
-            raise FedsimError(f"resume={path}: its checkpoint is of another experiment than its .hydra/config.yaml; restore that file")
+            raise FedsimError(
+                f"resume={path}: its checkpoint is of another experiment than its .hydra/config.yaml; restore that file"
+            )
         if progress["dataset"] != self.parts.population.dataset.fingerprint:
-            raise FedsimError(f"resume={path}: the data of dataset {self.parts.population.dataset.name} have changed since; restore them")
+            raise FedsimError(
+                f"resume={path}: the data of dataset {self.parts.population.dataset.name} have changed since; restore them"
+            )
         if {n: a.shape for n, a in checkpoint.arrays.items()} != {n: a.shape for n, a in self.state.arrays.items()}:
-            raise FedsimError(f"resume={path}: its checkpoint holds another model than its configuration; restore .hydra/config.yaml")
+            raise FedsimError(
+                f"resume={path}: its checkpoint holds another model than its configuration; restore .hydra/config.yaml"
+            )
         if progress["round"] >= server.rounds and self.folder.summary.exists():
-            raise FedsimError(f"resume={path}: the run is finished after {progress['round']} rounds; give rounds=N above that to go on")
+            raise FedsimError(
+                f"resume={path}: the run is finished after {progress['round']} rounds; give rounds=N above that to go on"
+            )
         load_strategy_state(self.parts.algorithm.strategy, checkpoint.strategy)
         self.grid.states.committed = checkpoint.clients
         server.state = ServerState(

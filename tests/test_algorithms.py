@@ -22,8 +22,9 @@ from fedsim.algorithms import Algorithm
 from fedsim.client import Devices, Reply, make_client_app
 from fedsim.experiment import build
 from fedsim.grids.inprocess import InProcessGrid
+from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler
-from fedsim.server import EvaluationPlan, Server, ServerState
+from fedsim.server import Server
 from fedsim.training import ClientUpdate
 from fedsim.types import Params
 

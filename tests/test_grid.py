@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedsim import flower
 from fedsim.grids.base import MemoryStates, cut
-from fedsim.server import node_ids
+from fedsim.nodes import node_ids
 from fedsim.types import FedsimError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -20,7 +20,7 @@ from fedsim.__main__ import main
 
 SMALL = "dataset=digits model=linear rounds=1 population.num_clients=10"
 
-OWN_CODE = '''
+OWN_CODE = """
 import torch
 from fedsim.data.dataset import Dataset, Examples
 from torch import nn
@@ -44,7 +44,7 @@ class Raises(nn.Module):
 class NeedsWidth(nn.Module):
     def __init__(self, width):
         super().__init__()
-'''
+"""
 
 WRONG = [
     ("roundz=3", "roundz rounds --help"),
@@ -362,4 +362,9 @@ def test_version_and_options_between_overrides(folder, monkeypatch, capfd) -> No
 def test_help_shows_what_there_is_to_choose(folder, monkeypatch, capfd) -> None:
     assert command("--help client.lr=0.7", monkeypatch) == 0
     shown = capfd.readouterr().out
-    assert "model: cnn" in shown and "experiment: " in shown and "lr: 0.7" in shown and "$(fedsim -sc install=bash)" in shown
+    assert (
+        "model: cnn" in shown
+        and "experiment: " in shown
+        and "lr: 0.7" in shown
+        and "$(fedsim -sc install=bash)" in shown
+    )

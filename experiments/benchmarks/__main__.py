@@ -18,12 +18,12 @@ from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from fedsim.data.dataset import Dataset, Examples
-from fedsim.experiment import build
+from fedsim.experiment import build, client_app_from
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.server import make_server_app
@@ -81,7 +81,11 @@ def flower_on_ray(cfg: DictConfig, rounds: int) -> list[float]:
 
     server = build(cfg).server
     server.rounds = rounds + 1
-    run_simulation(make_server_app(server), client_app_from(cfg), num_supernodes=server.num_clients)
+    run_simulation(
+        make_server_app(server),
+        client_app_from(OmegaConf.to_container(cfg, resolve=True)),
+        num_supernodes=server.num_clients,
+    )
     return [row["seconds"] for row in server.state.rows[:rounds]]
 
 
@@ -103,7 +107,9 @@ def engines(repeats: int, with_ray: bool) -> None:
         base = statistics.median(next(iter(speeds.values())))
         for name, found in speeds.items():
             middle = statistics.median(found)
-            table.add_row(workload, name, f"{middle:.1f} ({min(found):.1f} to {max(found):.1f})", f"{middle / base:.2f}")
+            table.add_row(
+                workload, name, f"{middle:.1f} ({min(found):.1f} to {max(found):.1f})", f"{middle / base:.2f}"
+            )
     Console(width=120).print(table)
 
 
@@ -132,7 +138,9 @@ def populations() -> None:
     for num_clients in (1_000, 10_000, 100_000, 1_000_000):
         command = [sys.executable, "-m", "experiments.benchmarks", "--one-population", str(num_clients)]
         found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        table.add_row(f"{num_clients:,}", f"{found['build']:.1f}", f"{found['round'] * 1e3:.0f}", f"{found['peak_mb']:.0f}")
+        table.add_row(
+            f"{num_clients:,}", f"{found['build']:.1f}", f"{found['round'] * 1e3:.0f}", f"{found['peak_mb']:.0f}"
+        )
     Console(width=120).print(table)
 
 

@@ -22,7 +22,9 @@ def strategy_state(strategy: Strategy) -> State:
     """
     own = getattr(strategy, "state_dict", None)
     held = own() if own is not None else vars(strategy)
-    return {name: _pack(f"{type(strategy).__name__}.{name}", value) for name, value in held.items() if not callable(value)}
+    return {
+        name: _pack(f"{type(strategy).__name__}.{name}", value) for name, value in held.items() if not callable(value)
+    }
 
 
 def load_strategy_state(strategy: Strategy, state: State) -> None:

@@ -86,9 +86,7 @@ class SimulationGrid(Grid):
         """One message for all clients of a chunk; its content is the clients' own, plus the list of their ids."""
         first = chunk[0]
         config = flower.record_of(first.content, flower.CONFIG)
-        cohort = ConfigRecord(
-            {"clients": [m.metadata.dst_node_id for m in chunk], "fold": str(config.get("fold", ""))}
-        )
+        cohort = ConfigRecord({"clients": [m.metadata.dst_node_id for m in chunk], "fold": str(config.get("fold", ""))})
         content = RecordDict({**first.content, flower.COHORT: cohort})
         message = Message(content, first.metadata.dst_node_id, first.metadata.message_type)
         flower.stamp(message, self._sent)
@@ -142,9 +140,7 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
     content = reply.content
     to = {message.metadata.dst_node_id: message for message in chunk}
     record = flower.record_of(content, flower.CLIENTS)
-    failed: dict[int, str] = dict(
-        zip(flower.column(record, "failed"), flower.column(record, "reasons"), strict=True)
-    )
+    failed: dict[int, str] = dict(zip(flower.column(record, "failed"), flower.column(record, "reasons"), strict=True))
     replies = [flower.failure_reply(to[client], reason) for client, reason in failed.items()]
     if flower.METRICS in content:
         return [Message(content, reply_to=chunk[0]), *replies]

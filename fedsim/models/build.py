@@ -47,9 +47,13 @@ def _try_on_one_example(model: nn.Module, dataset: Dataset) -> None:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FedsimError(f"the model cannot take inputs of shape {tuple(x.shape)} ({reason}); choose another model=...") from error
+        raise FedsimError(
+            f"the model cannot take inputs of shape {tuple(x.shape)} ({reason}); choose another model=..."
+        ) from error
     if given != tuple(expected):
-        raise FedsimError(f"the model gives outputs of shape {given} where {dataset.name} needs {tuple(expected)}; check model=...")
+        raise FedsimError(
+            f"the model gives outputs of shape {given} where {dataset.name} needs {tuple(expected)}; check model=..."
+        )
 
 
 def mixing_layers(model: nn.Module) -> list[str]:
@@ -96,7 +100,9 @@ def _read_arrays(path: Path) -> Params:
             return load_file(path)
         arrays = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise FedsimError(f"init.weights={path} cannot be read as weights alone ({type(error).__name__}); save a state dict") from error
+        raise FedsimError(
+            f"init.weights={path} cannot be read as weights alone ({type(error).__name__}); save a state dict"
+        ) from error
     if isinstance(arrays, dict) and isinstance(arrays.get("state_dict"), dict):
         arrays = arrays["state_dict"]
     if not isinstance(arrays, dict) or not all(isinstance(a, torch.Tensor) for a in arrays.values()):

@@ -20,7 +20,9 @@ class CharLSTM(nn.Module):
     ) -> None:
         super().__init__()
         if len(input_shape) != 1:
-            raise FedsimError(f"model=lstm takes sequences of symbols, not inputs of shape {tuple(input_shape)}; try model=cnn")
+            raise FedsimError(
+                f"model=lstm takes sequences of symbols, not inputs of shape {tuple(input_shape)}; try model=cnn"
+            )
         self.embedding = nn.Embedding(num_outputs, embedding)
         self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True)
         self.head = nn.Linear(hidden, num_outputs)

@@ -26,7 +26,9 @@ class CNN(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         if len(input_shape) != 3 or min(input_shape[1:]) < 4:
-            raise FedsimError(f"model=cnn takes images of at least 4x4 pixels, not inputs of shape {tuple(input_shape)}; try model=mlp")
+            raise FedsimError(
+                f"model=cnn takes images of at least 4x4 pixels, not inputs of shape {tuple(input_shape)}; try model=mlp"
+            )
         if len(channels) != 2:
             raise FedsimError(f"model.channels={list(channels)} must name two numbers of channels, as in [16,32]")
         colours, height, width = input_shape
@@ -59,7 +61,9 @@ class CNN1d(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         if len(input_shape) != 2:
-            raise FedsimError(f"model=cnn1d takes series of shape (sensors, time), not {tuple(input_shape)}; try model=cnn or mlp")
+            raise FedsimError(
+                f"model=cnn1d takes series of shape (sensors, time), not {tuple(input_shape)}; try model=cnn or mlp"
+            )
         layers: list[nn.Module] = []
         width = input_shape[0]
         for units in channels:

@@ -5,4 +5,13 @@ from fedsim.training.objectives import OBJECTIVES, Objective
 from fedsim.training.settings import LocalTraining
 from fedsim.training.trainer import ClientFailure, ClientUpdate, Trainer
 
-__all__ = ["OBJECTIVES", "ClientFailure", "ClientHalf", "ClientUpdate", "Device", "LocalTraining", "Objective", "Trainer"]
+__all__ = [
+    "OBJECTIVES",
+    "ClientFailure",
+    "ClientHalf",
+    "ClientUpdate",
+    "Device",
+    "LocalTraining",
+    "Objective",
+    "Trainer",
+]

@@ -31,7 +31,9 @@ class Predictions(NamedTuple):
 
 
 @torch.no_grad()
-def predict(model: nn.Module, x: Tensor, y: Tensor, task: str, batch_size: int, preprocess: nn.Module | None = None) -> Predictions:
+def predict(
+    model: nn.Module, x: Tensor, y: Tensor, task: str, batch_size: int, preprocess: nn.Module | None = None
+) -> Predictions:
     """Run `model` in evaluation mode over x (n, ...), y (n, ...), a batch at a time."""
     model.eval()
     parts = list(_predict_batches(model, x, y, task, batch_size, preprocess))

@@ -50,7 +50,9 @@ class LocalTraining:
 
     def _check_optimizer(self) -> None:
         if not callable(self.optimizer):
-            raise FedsimError(f"client.optimizer={self.optimizer} cannot make an optimiser; use client=adamw, or leave it out for SGD")
+            raise FedsimError(
+                f"client.optimizer={self.optimizer} cannot make an optimiser; use client=adamw, or leave it out for SGD"
+            )
         for key in ("momentum", "weight_decay"):
             if getattr(self, key):
                 raise FedsimError(

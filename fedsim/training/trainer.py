@@ -82,7 +82,9 @@ class Trainer:
             steps, loss = self._fit(data, round)
         arrays = model_arrays(self.model)
         if not all_finite(arrays.values()):
-            raise FedsimError(f"its update is not finite after {steps} steps; lower client.lr or set client.max_grad_norm")
+            raise FedsimError(
+                f"its update is not finite after {steps} steps; lower client.lr or set client.max_grad_norm"
+            )
         state = self.client_half.finish(device, steps, self.settings.lr_in(round))
         return ClientUpdate(data.client, arrays, len(data.x), steps, {"train_loss": loss, **metrics}, state)
 
@@ -132,7 +134,9 @@ def load_arrays(model: nn.Module, arrays: Params) -> None:
     own = model_arrays(model)
     if own.keys() != arrays.keys():
         wrong = sorted(own.keys() ^ arrays.keys())
-        raise FedsimError(f"the arrays do not fit the model: {', '.join(wrong[:5])} are on one side only; check model=...")
+        raise FedsimError(
+            f"the arrays do not fit the model: {', '.join(wrong[:5])} are on one side only; check model=..."
+        )
     for name, tensor in own.items():
         tensor.copy_(arrays[name])
 

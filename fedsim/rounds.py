@@ -1,0 +1,107 @@
+"""What a round is made of: the state before and after it, what came back of it, and when it is judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+
+from fedsim import flower
+from fedsim.algorithms.state import State as StrategyState
+from fedsim.checks import require_int
+from fedsim.training.evaluation import finite_or_none
+from fedsim.types import Params
+
+Row = dict[str, Any]
+"""A row of rounds.parquet."""
+
+EVALUATION_COLUMNS = (
+    *("accuracy", "loss", "macro_f1", "ece"),
+    *("federated_accuracy", "federated_accuracy_std", "federated_accuracy_worst10", "federated_accuracy_best10"),
+    *("federated_loss", "federated_clients"),
+)
+
+
+@dataclass
+class ServerState:
+    """All that changes as a run goes on. With the strategy's and the clients' state it is what a checkpoint holds.
+
+    round: the last one that is finished. client_metrics: each client's newest held-out accuracy and loss, by client.
+    strategy: what the strategy remembered at the end of that round.
+    """
+
+    arrays: Params
+    round: int = 0
+    rows: list[Row] = field(default_factory=list)
+    participations: Counter[int] = field(default_factory=Counter)
+    failures: Counter[int] = field(default_factory=Counter)
+    first_failure: str | None = None
+    client_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    strategy: StrategyState = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """The keys of `evaluation.*`: every so many rounds (and after the last), of so many clients (None: of all).
+
+    local_models: of how many clients' own models the central test accuracy is the mean, where no model is shared.
+    """
+
+    every: int = 1
+    clients: int | None = None
+    batch_size: int = 512
+    local_models: int = 20
+
+    def __post_init__(self) -> None:
+        require_int("evaluation.every", self.every, low=1)
+        require_int("evaluation.batch_size", self.batch_size, low=1)
+        require_int("evaluation.local_models", self.local_models, low=1)
+        if self.clients is not None:
+            require_int("evaluation.clients", self.clients, low=0)
+
+    def due(self, round: int, rounds: int) -> bool:
+        """Whether this round is evaluated."""
+        return round == rounds or round % self.every == 0
+
+
+@dataclass
+class Outcome:
+    """What came back of a round. A folded reply speaks for many clients, so metrics are kept client by client."""
+
+    bytes_down: int = 0
+    bytes_up: int = 0
+    replies: list[Message] = field(default_factory=list)
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    missing: set[int] = field(default_factory=set)
+
+    def take(self, reply: Message, client: int) -> None:
+        """Sort a reply; `client` is its sender."""
+        if reply.has_error():
+            self.failed[client] = reply.error.reason or "no reason given"
+            return
+        record = flower.record_of(reply.content, flower.CLIENTS)
+        own = next(iter(reply.content.metric_records.values()))
+        ids = flower.column(record, "id") or [client]
+        names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
+        for position, one in enumerate(ids):
+            self.metrics[int(one)] = {n: float(record[n][position] if record else own[n]) for n in names}  # type: ignore
+        for arrays in reply.content.array_records.values():
+            self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
+        self.replies.append(reply)
+
+    def columns(self) -> Row:
+        """The training columns of a row."""
+        weights = [metrics[flower.NUM_EXAMPLES] for metrics in self.metrics.values()]
+        losses = [metrics["train_loss"] for metrics in self.metrics.values() if "train_loss" in metrics]
+        known = bool(losses) and len(losses) == len(weights)
+        return {
+            "num_failed": len(self.failed) + len(self.missing),
+            "num_examples": int(sum(weights)),
+            "train_loss": finite_or_none(float(np.average(losses, weights=weights))) if known else None,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+        }
