@@ -57,11 +57,11 @@ def _run(failures: list[Failure], wants_traceback: bool) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(cfg: DictConfig) -> object:
-        from fedsim.experiment import command_from, run
-
         places.append(place := Place.current(resumed=bool(cfg.get("resume"))))
         try:
             with undo_folder(place):
+                from fedsim.experiment import command_from, run  # a second or two, in which Ctrl-C must leave nothing
+
                 return run(cfg, place.run_dir, command_from(place.overrides))
         except (Exception, KeyboardInterrupt) as error:  # kept from Hydra, which would print a paragraph of its own
             if wants_traceback:

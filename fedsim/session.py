@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -129,7 +130,9 @@ class Session:
             return Stopped("stopped before the first round was over; nothing was kept")
         if done > self._saved:
             self._checkpoint()
-        return Stopped(f"stopped after round {done} of {rounds}; go on with: python -m fedsim resume={path}")
+        return Stopped(
+            f"stopped after round {done} of {rounds}; go on with: python -m fedsim {shlex.quote(f'resume={path}')}"
+        )
 
     def _progress(self) -> dict[str, Any]:
         state = self.state

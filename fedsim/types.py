@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # importing torch takes seconds, which a misspelt key or a Tab on the command line need not wait for
+    from torch import Tensor
 
-Params: TypeAlias = dict[str, Tensor]
+Params: TypeAlias = "dict[str, Tensor]"
 """A model's arrays by name, as in `nn.Module.state_dict()`: parameters and buffers."""
 
 

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from fedsim.algorithms import Algorithm, fedavg
+from fedsim.build import build
 from fedsim.data.dataset import Dataset, Examples
-from fedsim.experiment import build, run
+from fedsim.experiment import run
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.training import ClientHalf, Device

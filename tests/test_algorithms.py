@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from fedsim import algorithms, flower, rng
 from fedsim.algorithms import Algorithm
+from fedsim.build import build
 from fedsim.client import Devices, Reply, make_client_app
-from fedsim.experiment import build
 from fedsim.grids.inprocess import InProcessGrid
 from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler

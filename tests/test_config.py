@@ -13,7 +13,7 @@ from helpers import config, yaml_files
 from omegaconf import OmegaConf
 
 from fedsim.data.dataset import Dataset
-from fedsim.experiment import make
+from fedsim.make import make
 from fedsim.paths import conf_dir
 
 GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "experiment")

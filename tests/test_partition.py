@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.stats import kstest
 
+from fedsim.build import columns_of
 from fedsim.data import partition as schemes
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.partition import Columns, Partition
-from fedsim.experiment import columns_of
 from fedsim.rng import SERVER, derive_seed, numpy_generator
 from fedsim.types import FedsimError
 

@@ -11,7 +11,7 @@ from helpers import assert_close, config, same_bits
 from omegaconf import OmegaConf
 
 from fedsim import flower
-from fedsim.experiment import build, client_app_from
+from fedsim.build import build, client_app_from
 from fedsim.server import make_server_app
 from fedsim.types import Params
 

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.build import build, client_app_from
 from fedsim.data.dataset import Dataset, Examples
-from fedsim.experiment import build, client_app_from
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.server import make_server_app

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from fedsim.checks import require_int
+from fedsim.checks import require_int, require_number
+
+
+def dropout_layer(chance: float) -> nn.Dropout:
+    """Dropout with a checked chance."""
+    return nn.Dropout(require_number("model.dropout", chance, low=0, below=1))
 
 
 class Linear(nn.Sequential):
@@ -29,6 +34,6 @@ class MLP(nn.Sequential):
             require_int("model.hidden", units, low=1)
             layers += [nn.Linear(width, units), nn.ReLU()]
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(dropout_layer(dropout))
             width = units
         super().__init__(*layers, nn.Linear(width, num_outputs))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from fedsim.models.dense import dropout_layer
 from fedsim.types import FedsimError
 
 
@@ -43,7 +44,7 @@ class CNN(nn.Sequential):
             nn.Flatten(),
             nn.Linear(second * (height // 4) * (width // 4), hidden),
             nn.ReLU(),
-            *([nn.Dropout(dropout)] if dropout else []),
+            *([dropout_layer(dropout)] if dropout else []),
             nn.Linear(hidden, num_outputs),
         )
 
@@ -75,4 +76,4 @@ class CNN1d(nn.Sequential):
             ]
             width = units
         head: list[nn.Module] = [nn.AdaptiveAvgPool1d(1), nn.Flatten()]
-        super().__init__(*layers, *head, *([nn.Dropout(dropout)] if dropout else []), nn.Linear(width, num_outputs))
+        super().__init__(*layers, *head, *([dropout_layer(dropout)] if dropout else []), nn.Linear(width, num_outputs))

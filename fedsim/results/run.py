@@ -46,9 +46,6 @@ class RunFolder:
         population: Population,
     ) -> None:
         """Write everything, the pictures and the report too; an older summary (of fewer rounds) goes first."""
-        from fedsim.results.plots import write_plots
-        from fedsim.results.report import write_report
-
         self.summary.unlink(missing_ok=True)
         fingerprint = population.dataset.fingerprint
         write_arrays(self.path / "model.safetensors", arrays, {"dataset": fingerprint})
@@ -60,6 +57,13 @@ class RunFolder:
             {"dataset": population.dataset.name, "fingerprint": fingerprint},
         )
         write_json(self.path / "privacy.json", privacy)
+        self.describe(summary)
+
+    def describe(self, summary: dict[str, Any]) -> None:
+        """Write the summary, and what is drawn and told from it and the other files."""
+        from fedsim.results.plots import write_plots
+        from fedsim.results.report import write_report
+
         write_json(self.summary, summary)
         write_plots(self.path)
         write_report(self.path)

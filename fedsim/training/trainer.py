@@ -69,7 +69,8 @@ class Trainer:
             try:
                 yield self._train_one(received, data_of(client), state_of(client), round)
             except Exception as error:  # whatever a device's own code raises must not end the round for the others
-                yield ClientFailure(client, f"{type(error).__name__}: {error}")
+                own = isinstance(error, FedsimError)
+                yield ClientFailure(client, str(error) if own else f"{type(error).__name__}: {error}")
 
     def _train_one(self, received: Params, data: ClientData, state: Params, round: int) -> ClientUpdate:
         if len(data.x) == 0:

@@ -32,7 +32,7 @@ class Version(NamedTuple):
 
 def find_folder(version: Version, root: str | None) -> Path | None:
     """The folder that holds all record files: `root`, the archive's folder inside it, or among fetched data."""
-    bases = ([Path(root).expanduser()] if root else []) + [data_dir(version.name)]
+    bases = [Path(root).expanduser() if root else data_dir(version.name)]
     places = [place for base in bases for place in (base, base / version.folder)]
     return next((place for place in places if all((place / f).is_file() for f in version.train + version.test)), None)
 

@@ -25,17 +25,21 @@ def package_file(package: str, *parts: str) -> Path | None:
 
 
 def find_file(name: str, filename: str, root: str | None, *elsewhere: Path | None) -> Path | None:
-    """The first of root/filename, data_dir(name)/filename and `elsewhere` that is a file; reads nothing."""
-    places = [Path(root).expanduser() / filename] if root else []
-    places += [data_dir(name) / filename, *(place for place in elsewhere if place is not None)]
+    """root/filename alone where root is given, else the first of data_dir(name)/filename and `elsewhere` that is a file."""
+    here = Path(root).expanduser() / filename if root else data_dir(name) / filename
+    places = [here, *(place for place in elsewhere if place is not None and not root)]
     return next((place for place in places if place.is_file()), None)
 
 
 def missing(name: str, filename: str, root: str | None, how: str) -> FedsimError:
     """The sentence for a dataset whose file is nowhere."""
-    looked = f"dataset.root={root} or " if root else ""
+    if root:
+        return FedsimError(
+            f"dataset {name} is not in dataset.root={root} ({filename} is not there): give the folder that holds it, "
+            f"or leave dataset.root out and get it with `{how}`"
+        )
     return FedsimError(
-        f"dataset {name} is not on this machine ({filename} is not in {looked}the usual places): "
+        f"dataset {name} is not on this machine ({filename} is not in the usual places): "
         f"get it with `{how}`, or set dataset.root to the folder that holds it"
     )
 

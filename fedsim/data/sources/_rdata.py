@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from fedsim.data.dataset import Dataset, Examples, Standardize
-from fedsim.data.sources._files import find_file, missing
+from fedsim.data.sources._files import missing
 from fedsim.data.splits import stratified_split
+from fedsim.paths import data_dir
 from fedsim.types import FedsimError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ R_LIBRARIES = ("usr/lib/R/site-library", "usr/lib/R/library", "usr/local/lib/R/s
 
 
 def find_r_file(name: str, package: str, filename: str, root: str | None) -> Path | None:
-    """root/filename, a Debian package unpacked below root (`dpkg-deb -x`), fetched data, or R's own libraries."""
-    inside = [f"{library}/{package}/data/{filename}" for library in R_LIBRARIES]
-    below = [path for place in inside if root and (path := Path(root).expanduser() / place).is_file()]
-    return find_file(name, filename, root, *below, *(Path("/") / place for place in inside))
+    """root/filename or a Debian package unpacked below root (`dpkg-deb -x`); without root fetched data or R's libraries."""
+    base = Path(root).expanduser() if root else Path("/")
+    inside = [base / library / package / "data" / filename for library in R_LIBRARIES]
+    first = base / filename if root else data_dir(name) / filename
+    return next((path for path in [first, *inside] if path.is_file()), None)
 
 
 def read_r_table(name: str, path: Path | None, filename: str, root: str | None, item: str, how: str) -> DataFrame:

@@ -27,8 +27,9 @@ CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 
 def find(root: str | None = None) -> Path | None:
     """The folder that holds all four files, packed or not; torchvision's layout below `root` counts as well."""
-    places = [Path(root).expanduser(), Path(root).expanduser() / "FashionMNIST" / "raw"] if root else []
-    places += [data_dir("fashion_mnist"), Path("/usr/share/datasets/fashion-mnist")]
+    places = [data_dir("fashion_mnist"), Path("/usr/share/datasets/fashion-mnist")]
+    if root:
+        places = [Path(root).expanduser(), Path(root).expanduser() / "FashionMNIST" / "raw"]
     return next((place for place in places if all(_file(place, name) for name in SHA256)), None)
 
 

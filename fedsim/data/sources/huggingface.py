@@ -26,11 +26,8 @@ def find(root: str | None = None, name: str | None = None, subset: str | None = 
     if name is None:
         return None
     slug = _slug(name, subset)
-    places = [
-        Path(name).expanduser(),
-        *([Path(root).expanduser() / slug] if root else []),
-        data_dir("huggingface") / slug,
-    ]
+    base = Path(root).expanduser() if root else data_dir("huggingface")
+    places = [Path(name).expanduser(), base / slug]
     return next((place for place in places if place.is_dir()), None)
 
 

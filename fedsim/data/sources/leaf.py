@@ -32,7 +32,7 @@ class UserRows(NamedTuple):
 
 def find(root: str | None = None, name: str = "leaf") -> Path | None:
     """The folder with train/ and test/: `root`, `root`/data (LEAF's own layout), or fetched data of this name."""
-    bases = ([Path(root).expanduser()] if root else []) + [data_dir(name)]
+    bases = [Path(root).expanduser() if root else data_dir(name)]
     places = [place for base in bases for place in (base, base / "data")]
     return next(
         (place for place in places if all(any((place / part).glob("*.json")) for part in ("train", "test"))), None

@@ -26,7 +26,7 @@ EMNIST_PARTS = ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")
 
 def find(root: str | None = None) -> Path | None:
     """The folder that torchvision downloaded to: `root`, or that of fetched data."""
-    places = ([Path(root).expanduser()] if root else []) + [data_dir("torchvision")]
+    places = [Path(root).expanduser() if root else data_dir("torchvision")]
     return next((place for place in places if place.is_dir()), None)
 
 

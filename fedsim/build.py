@@ -1,0 +1,180 @@
+"""Turns configuration into parts, each checked on its own and against the others, before any work starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.clientapp import ClientApp
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from fedsim.algorithms import Algorithm, as_algorithm
+from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
+from fedsim.client import Devices, make_client_app
+from fedsim.data.corruption import Corruption
+from fedsim.data.dataset import Dataset
+from fedsim.data.partition import Columns, Partition
+from fedsim.data.population import PooledPopulation, Population
+from fedsim.make import make, not_made
+from fedsim.models.build import build_model, load_initial_weights, mixing_layers
+from fedsim.parts import Parts
+from fedsim.paths import conf_dir
+from fedsim.rounds import EvaluationPlan, ServerState
+from fedsim.samplers import AllSampler
+from fedsim.server import Server
+from fedsim.training import OBJECTIVES, LocalTraining, Trainer
+from fedsim.training.evaluation import metrics_of, predict
+from fedsim.training.trainer import load_arrays, model_arrays
+from fedsim.types import FedsimError, Params
+
+
+def check_top_level(cfg: DictConfig) -> None:
+    """Ranges of the keys that belong to no part, and keys that belong nowhere."""
+    known = set(OmegaConf.load(conf_dir() / "config.yaml")) | {
+        path.name for path in conf_dir().iterdir() if path.is_dir()
+    }
+    if unknown := sorted(set(cfg) - known - {"hydra"}):
+        close = did_you_mean(unknown[0], known)
+        raise FedsimError(
+            f"{unknown[0]} is not a key of fedsim{close}; take it away, or see --help for the keys there are"
+        )
+    for key, example in (("init", "init.weights"), ("checkpoint", "checkpoint.every")):
+        if not isinstance(cfg[key], DictConfig):
+            raise FedsimError(
+                f"{key}={shown(cfg[key])} stands for several keys; set them one by one, as in {example}=..."
+            )
+    require_name(cfg.name)
+    require_int("seed", cfg.seed, low=0)
+    require_int("rounds", cfg.rounds, low=1)
+    require_int("checkpoint.every", cfg.checkpoint.every, low=1)
+    require_int("checkpoint.keep", cfg.checkpoint.keep, low=1)
+    for key in ("dry_run", "init.partial"):
+        if not isinstance(OmegaConf.select(cfg, key), bool):
+            raise FedsimError(f"{key}={shown(OmegaConf.select(cfg, key))} is neither true nor false; give one of them")
+
+
+def build(cfg: DictConfig) -> Parts:
+    """All parts of the experiment, checked against each other; the data are read, nothing is trained."""
+    device = choose_device(cfg.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # one thread, so that bits depend neither on the machine's cores nor on the grid
+    settings: LocalTraining = make(cfg.client, "client")
+    algorithm = as_algorithm(make(cfg.strategy, "strategy"))
+    sampler = AllSampler() if algorithm.pools_data else make(cfg.sampler, "sampler")
+    evaluation: EvaluationPlan = make(cfg.evaluation, "evaluation")
+    privacy, logger = make(cfg.privacy, "privacy"), make(cfg.logger, "logger")
+    grid = make(cfg.grid, "grid")
+    dataset = make(cfg.dataset, "dataset")
+    if not isinstance(dataset, Dataset):
+        raise FedsimError(f"dataset._target_ gives a {type(dataset).__name__}; give a fedsim.data.dataset.Dataset")
+    population = build_population(cfg, dataset, algorithm, device)
+    check_cohort(algorithm, sampler.expected_size(population.num_clients))
+    model = make_model(cfg, dataset)
+    if settings.batch_size == 1 and (mixing := mixing_layers(model)):
+        raise FedsimError(
+            f"client.batch_size=1 cannot train BatchNorm ({mixing[0]}); raise it, or use torch.nn.GroupNorm"
+        )
+    if cfg.init.weights is not None:
+        load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
+    model.to(device)
+    trainer = Trainer(model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed)
+    server = Server(
+        algorithm=algorithm,
+        sampler=sampler,
+        state=ServerState({name: array.detach().cpu().clone() for name, array in model_arrays(model).items()}),
+        seed=cfg.seed,
+        rounds=cfg.rounds,
+        num_clients=population.num_clients,
+        holders=np.flatnonzero(population.holdout_sizes),
+        plan=evaluation,
+        evaluate=central_evaluation(model, population, evaluation.batch_size),
+    )
+    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, privacy, logger, grid)
+
+
+def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
+    """Who holds what: rows that are kept, divided among clients."""
+    require_number("population.holdout", cfg.population.holdout, low=0, below=1)
+    if cfg.population.num_clients is not None:
+        require_int("population.num_clients", cfg.population.num_clients, low=1)
+    corruption: Corruption = make(cfg.corruption, "corruption")
+    corruption.check(dataset.preprocess(dataset.train.x[:1]).is_floating_point(), dataset.task)
+    columns = columns_of(dataset)
+    kept = np.arange(len(dataset.train))
+    if dataset.task == "classification":
+        kept = corruption.keep_rows(columns.label, len(dataset.classes), cfg.seed)
+    columns = columns.take(kept)
+    partition: Partition = make(cfg.partition, "partition")(columns, cfg.population.num_clients, cfg.seed)
+    partition = Partition(partition.offsets, kept[partition.rows])
+    kind = PooledPopulation if algorithm.pools_data else Population
+    return kind(dataset, partition, corruption, cfg.population.holdout, cfg.seed, device)
+
+
+def columns_of(dataset: Dataset) -> Columns:
+    """What a partition may look at; lines of text have no label but their speaker."""
+    train = dataset.train
+    label = train.y.numpy()
+    if dataset.task == "next_token":
+        label = train.user if train.user is not None else np.zeros(len(train), dtype=np.int64)
+    return Columns(label, train.user, train.time)
+
+
+def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
+    """The model, as initialised; it may be a user's own class, which may raise anything."""
+    try:
+        return build_model(make({**cfg.model, "_partial_": True}, "model"), dataset, cfg.seed)
+    except FedsimError:
+        raise
+    except Exception as error:
+        raise not_made("model", str(cfg.model._target_), error) from error
+
+
+def check_cohort(algorithm: Algorithm, cohort: float) -> None:
+    """Refuse a cohort that the algorithm could never aggregate; Poisson's may be less than one on average."""
+    if algorithm.min_cohort > 1 and cohort < algorithm.min_cohort:
+        raise FedsimError(
+            f"a cohort of {cohort:g} is too small for this strategy, which as configured needs at least {algorithm.min_cohort} "
+            "clients a round; raise sampler.cohort_size, or make less of strategy.num_malicious or strategy.num_selected"
+        )
+
+
+def central_evaluation(
+    model: nn.Module, population: Population, batch_size: int
+) -> Callable[[Params], dict[str, float | None]]:
+    """Metrics of given arrays on the central test set."""
+    dataset = population.dataset
+
+    def evaluate(arrays: Params) -> dict[str, float | None]:
+        load_arrays(model, arrays)
+        found = predict(model, dataset.test.x, dataset.test.y, dataset.task, batch_size, population.preprocess)
+        return metrics_of(found, dataset.num_outputs)
+
+    return evaluate
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    require_choice("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FedsimError("device=cuda, but torch sees no CUDA device here; use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def client_app_from(config: dict[str, Any]) -> ClientApp:
+    """The experiment's client app for a node elsewhere: a Ray worker or a SuperNode.
+
+    config: the plain values of a run's configuration. They alone travel; the node reads the data itself, when the first
+    message comes, and keeps the state of its client in its own Flower context.
+    """
+    return make_client_app(partial(_devices_from, json.dumps(config)))
+
+
+@lru_cache(maxsize=1)
+def _devices_from(config: str) -> Devices:
+    """One set of devices a process, however many messages it gets."""
+    return build(OmegaConf.create(json.loads(config))).devices()
