@@ -13,6 +13,7 @@ from fedsim import flower
 from fedsim.algorithms.state import State as StrategyState
 from fedsim.checks import require_int
 from fedsim.training.evaluation import finite_or_none
+from fedsim.training.trainer import all_finite
 from fedsim.types import Params
 
 Row = dict[str, Any]
@@ -78,12 +79,15 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
 
-    def take(self, reply: Message, client: int) -> None:
-        """Sort a reply; `client` is its sender."""
+    def take(self, reply: Message, client: int, expected: Params | None = None) -> None:
+        """Sort a reply; `client` is its sender. One that does not hold finite arrays as `expected` counts as a failure."""
         if reply.has_error():
             self.failed[client] = reply.error.reason or "no reason given"
             return
         record = flower.record_of(reply.content, flower.CLIENTS)
+        if expected is not None and not record and (reason := fault(reply, expected)):
+            self.failed[client] = reason  # a real node's: a simulated one has looked at its own updates
+            return
         own = next(iter(reply.content.metric_records.values()))
         ids = flower.column(record, "id") or [client]
         names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
@@ -105,3 +109,22 @@ class Outcome:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
         }
+
+
+def fault(reply: Message, expected: Params) -> str | None:
+    """What is wrong with the arrays and metrics of a reply from outside; None where nothing is."""
+    records, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
+    if len(records) != 1 or len(metrics) != 1:
+        return "its reply does not hold one record of arrays and one of metrics"
+    try:
+        arrays = flower.from_record(records[0])
+        numbers = [float(value) for value in metrics[0].values() if not isinstance(value, list)]
+    except Exception as error:  # whatever bytes from outside raise when they are read as arrays
+        return f"its reply cannot be read ({type(error).__name__})"
+    if {n: a.shape for n, a in arrays.items()} != {n: a.shape for n, a in expected.items()}:
+        return "its arrays are not those of the model"
+    if not all_finite(arrays.values()) or not np.isfinite(numbers).all():
+        return "its reply holds NaN or Inf"
+    if float(metrics[0].get(flower.NUM_EXAMPLES, 0)) <= 0:  # type: ignore[arg-type]
+        return f"its reply gives no {flower.NUM_EXAMPLES} above 0"
+    return None

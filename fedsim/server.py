@@ -81,7 +81,7 @@ class Server:
         messages = self.algorithm.strategy.configure_train(round, record, ConfigRecord({"fold": fold}), view)
         with self.interruptible():
             for reply in grid.send_and_receive(list(messages), timeout=self.timeout):
-                outcome.take(reply, nodes.client(reply.metadata.src_node_id))
+                outcome.take(reply, nodes.client(reply.metadata.src_node_id), self.state.arrays)
         outcome.missing = set(cohort.tolist()) - set(outcome.metrics) - set(outcome.failed)
         if not outcome.replies:
             client, reason = next(iter(outcome.failed.items()), (int(cohort[0]), "it did not answer"))
