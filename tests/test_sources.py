@@ -118,7 +118,7 @@ def test_finding_imports_no_heavy_package():
 
 
 def test_the_command_lists_every_configuration(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
     assert main([]) == 0
     listed = capsys.readouterr().out
     for path in (conf_dir() / "dataset").glob("*.yaml"):
