@@ -23,7 +23,7 @@ test-ray: $(VENV)/installed-dev ## Hold the in-process grid against Flower's own
 	$(PIP) -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
 
-test-slow: $(VENV)/installed-dev ## Run the experiments at their full size (about an hour)
+test-slow: $(VENV)/installed-dev ## Hold the experiments at their full size to their accuracies (half an hour)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/installed-dev ## Style and types
