@@ -21,7 +21,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
 from fedsim.make import make, not_made
-from fedsim.models.build import build_model, load_initial_weights, mixing_layers
+from fedsim.models.build import build_model, load_initial_weights, mixing_layers, refuse_mixing
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.rounds import EvaluationPlan, ServerState
@@ -75,14 +75,17 @@ def build(cfg: DictConfig) -> Parts:
     population = build_population(cfg, dataset, algorithm, device)
     check_cohort(algorithm, sampler.expected_size(population.num_clients))
     model = make_model(cfg, dataset)
-    if settings.batch_size == 1 and (mixing := mixing_layers(model)):
+    mixing = mixing_layers(model)
+    if algorithm.steps_buffers:
+        refuse_mixing(model, f"strategy={strategy_name(cfg)}")
+    if settings.batch_size == 1 and mixing:
         raise FedsimError(
             f"client.batch_size=1 cannot train BatchNorm ({mixing[0]}); raise it, or use torch.nn.GroupNorm"
         )
     if cfg.init.weights is not None:
         load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
-    trainer = Trainer(model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed)
+    trainer = Trainer(model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed, 2 if mixing else 1)
     server = Server(
         algorithm=algorithm,
         sampler=sampler,
@@ -155,6 +158,11 @@ def central_evaluation(
         return metrics_of(found, dataset.num_outputs)
 
     return evaluate
+
+
+def strategy_name(cfg: DictConfig) -> str:
+    """The algorithm's own name."""
+    return cfg.strategy._target_.rsplit(".", 1)[-1]
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,8 +7,9 @@ train, and says whether one weighted mean may stand for all of them (`fold`) or 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -60,8 +61,12 @@ class Devices:
     states: ClientStates | None = None
 
     def states_of(self, context: Context) -> ClientStates:
-        """The simulation's store, or the node's own context."""
+        """The simulation's store, or the node's own context; both keep arrays on the CPU."""
         return self.states if self.states is not None else ContextStates(context)
+
+    def state_of(self, states: ClientStates, client: int) -> Params:
+        """A client's state on the device that trains."""
+        return {name: array.to(self.population.device) for name, array in states.get(client).items()}
 
 
 def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
@@ -99,7 +104,11 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     states = devices.states_of(context)
     received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
     updates = devices.trainer.train(
-        received, clients, devices.population.training_data, states.get, flower.column(config, "server-round")[0]
+        received,
+        clients,
+        devices.population.training_data,
+        partial(devices.state_of, states),
+        flower.column(config, "server-round")[0],
     )
     reply = Reply(fold)
     for update in updates:
@@ -136,7 +145,9 @@ class Reply:
             self.records[update.client] = flower.to_record(update.arrays)
             return
         if not self.sum:
-            self.sum = {name: torch.zeros_like(a, dtype=_sum_dtype(a)) for name, a in update.arrays.items()}
+            self.sum = {
+                name: torch.zeros_like(a, dtype=flower.travels_as(a.dtype)) for name, a in update.arrays.items()
+            }
         weight = float(metrics[self.fold])
         self.weight += weight
         for name, total in self.sum.items():
@@ -149,7 +160,7 @@ class Reply:
             return RecordDict(
                 {flower.ARRAYS: self.records[client], flower.METRICS: MetricRecord(dict(self.metrics[client]))}
             )
-        content = RecordDict({flower.CLIENTS: self._vectors()})
+        content = RecordDict({flower.CLIENTS: vectors(self.metrics, self.failures)})
         if self.fold and self.metrics:
             mean = {name: total / self.weight for name, total in self.sum.items()}
             content[flower.ARRAYS] = flower.to_record(mean)
@@ -159,12 +170,6 @@ class Reply:
             content[f"{flower.METRICS}/{client}"] = MetricRecord(dict(self.metrics[client]))
         return content
 
-    def _vectors(self) -> ConfigRecord:
-        record = vectors(self.metrics)
-        record["failed"] = [failure.client for failure in self.failures]
-        record["reasons"] = [failure.reason for failure in self.failures]
-        return record
-
     def _mean_metrics(self) -> dict[str, float]:
         """Weighted means of the clients' metrics; of the weight itself the sum, as one client of that weight would send."""
         rows = list(self.metrics.values())
@@ -172,17 +177,14 @@ class Reply:
         return {**means, self.fold: self.weight}
 
 
-def _sum_dtype(array: Tensor) -> torch.dtype:
-    """Counters (BatchNorm's) are averaged in float64 as Flower does; the server casts back."""
-    return array.dtype if array.is_floating_point() else torch.float64
-
-
-def vectors(metrics: dict[int, dict[str, float]]) -> ConfigRecord:
-    """Per-client metrics as one list a metric, beside the list of ids."""
+def vectors(metrics: dict[int, dict[str, float]], failures: list[ClientFailure]) -> ConfigRecord:
+    """Per-client metrics as one list a metric, beside the list of ids; and the clients that raised, with their reasons."""
     record = ConfigRecord({"id": list(metrics)})
     names = next(iter(metrics.values())) if metrics else {}
     for name in names:
         record[name] = [float(row[name]) for row in metrics.values()]
+    record["failed"] = [failure.client for failure in failures]
+    record["reasons"] = [failure.reason for failure in failures]
     return record
 
 
@@ -190,42 +192,47 @@ def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     clients, _, chunked = _addressed(message, context)
     config = flower.record_of(message.content, flower.CONFIG)
     received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
-    rows = dict(
-        _evaluate_each(devices, received, clients, devices.states_of(context), str(config.get("split", "holdout")))
-    )
-    if not rows:
+    split, states = str(config.get("split", "holdout")), devices.states_of(context)
+    rows: dict[int, dict[str, float]] = {}
+    failures: list[ClientFailure] = []
+    for client in clients:
+        try:
+            if row := _evaluate_one(devices, received, client, states, split):
+                rows[client] = row
+        except Exception as error:  # as in training: what one client's data raise must not silence the others
+            if not chunked:
+                raise
+            failures.append(ClientFailure(client, f"in evaluation, {type(error).__name__}: {error}"))
+    if not rows and not failures:
         raise FedsimError("it holds no examples to be evaluated on; raise population.holdout")
-    weight = sum(row[flower.NUM_EXAMPLES] for row in rows.values())
-    means = {k: sum(r[flower.NUM_EXAMPLES] * r[k] for r in rows.values()) / weight for k in next(iter(rows.values()))}
-    content = RecordDict({flower.METRICS: MetricRecord({**means, flower.NUM_EXAMPLES: weight})})
+    content = RecordDict()
+    if rows:
+        weight = sum(row[flower.NUM_EXAMPLES] for row in rows.values())
+        names = next(iter(rows.values()))
+        means = {name: sum(r[flower.NUM_EXAMPLES] * r[name] for r in rows.values()) / weight for name in names}
+        content[flower.METRICS] = MetricRecord({**means, flower.NUM_EXAMPLES: weight})
     if chunked:
-        content[flower.CLIENTS] = vectors(rows)
+        content[flower.CLIENTS] = vectors(rows, failures)
     return Message(content, reply_to=message)
 
 
-def _evaluate_each(
-    devices: Devices, received: Params, clients: list[int], states: ClientStates, split: str
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each client's loss and accuracy (by example or position); clients without examples are left out."""
-    trainer, dataset, loaded = devices.trainer, devices.population.dataset, None
-    for client in clients:
-        arrays = trainer.client_half.initial(received, states.get(client))
-        if arrays is not loaded:
-            load_arrays(trainer.model, arrays)
-            loaded = arrays
-        if split == "test":
-            data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), devices.population.preprocess
-        else:
-            data, preprocess = devices.population.holdout_data(client), None
-        found = (
-            predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
-            if len(data.x)
-            else None
-        )
-        if found is None or len(found.loss) == 0:
-            continue
-        metrics = metrics_of(found, dataset.num_outputs)
-        names = ("loss",) if dataset.task == "regression" else ("loss", "accuracy")
-        values = {name: metrics[name] for name in names}
-        known = {name: math.nan if value is None else value for name, value in values.items()}  # NaN: it has diverged
-        yield client, {flower.NUM_EXAMPLES: len(found.loss), **known}
+def _evaluate_one(
+    devices: Devices, received: Params, client: int, states: ClientStates, split: str
+) -> dict[str, float] | None:
+    """A client's loss and accuracy (by example or position); None where it has no examples."""
+    trainer, population = devices.trainer, devices.population
+    dataset = population.dataset
+    load_arrays(trainer.model, trainer.client_half.initial(received, devices.state_of(states, client)))
+    if split == "test":
+        data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), population.preprocess
+    else:
+        data, preprocess = population.holdout_data(client), None
+    if len(data.x) == 0:
+        return None
+    found = predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
+    if len(found.loss) == 0:
+        return None
+    metrics = metrics_of(found, dataset.num_outputs)
+    values = {name: metrics[name] for name in (("loss",) if dataset.task == "regression" else ("loss", "accuracy"))}
+    known = {name: math.nan if value is None else value for name, value in values.items()}  # NaN: it has diverged
+    return {flower.NUM_EXAMPLES: len(found.loss), **known}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedsim.build import build, check_top_level
+from fedsim.build import build, check_top_level, strategy_name
 from fedsim.checks import require_choice, require_int
 from fedsim.paths import conf_dir, whole
 from fedsim.plan import make_plan, print_plan
@@ -42,7 +43,7 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
         return plan
     session = Session(parts, run_dir, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep)
     if cfg.get("resume"):
-        session.resume()
+        session.resume(baselines)
         save_config(cfg, run_dir)
     summary = session.run(
         config=OmegaConf.to_container(cfg, resolve=True),  # type: ignore[arg-type]
@@ -55,6 +56,8 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
         },
     )
     if baselines:
+        if session.interrupts.pending:  # it came while the run was being written
+            raise Stopped(f"stopped before the baselines; the run itself is whole in {run_dir}")
         summary["baselines"] = {name: run_baseline(cfg, name, run_dir) for name in baselines}
         session.folder.describe(summary)
     return summary
@@ -71,6 +74,7 @@ def chosen_baselines(cfg: DictConfig) -> list[str]:
 def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
     """The same experiment with another strategy, as a run of its own inside the run's folder; gives its main figures."""
     folder = run_dir / "baselines" / name
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or had fewer rounds
     own = cfg.copy()
     own.strategy = OmegaConf.load(conf_dir() / "strategy" / f"{name}.yaml")
     own.logger = OmegaConf.load(conf_dir() / "logger" / "none.yaml")
@@ -80,7 +84,8 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
         summary = run(own, folder)
     except Stopped:
         raise Stopped(
-            f"stopped in the baseline {name}; the run itself is whole in {run_dir}, without its baselines"
+            f"stopped in the baseline {name}; the run itself is whole, and its baselines begin anew with: "
+            f"python -m fedsim {shlex.quote(f'resume={run_dir}')}"
         ) from None
     spread = summary["federated"] or {}
     return {
@@ -93,11 +98,6 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
     """Where Hydra keeps a run's configuration, and `resume` looks for it."""
     with whole(run_dir / ".hydra" / "config.yaml") as temporary:
         OmegaConf.save(OmegaConf.merge(cfg, {"resume": None, "resume_rounds": None}), temporary)
-
-
-def strategy_name(cfg: DictConfig) -> str:
-    """The algorithm's own name."""
-    return cfg.strategy._target_.rsplit(".", 1)[-1]
 
 
 def digest(cfg: DictConfig) -> str:

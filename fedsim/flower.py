@@ -75,8 +75,15 @@ def failure_reply(message: Message, reason: str) -> Message:
 
 
 def to_record(arrays: Params) -> ArrayRecord:
-    """Arrays as they travel."""
-    return ArrayRecord({name: Array(array.detach().cpu().numpy()) for name, array in arrays.items()})
+    """Arrays as they travel: in types that every strategy can calculate with. The server casts back."""
+    return ArrayRecord(
+        {name: Array(array.detach().to(travels_as(array.dtype)).cpu().numpy()) for name, array in arrays.items()}
+    )
+
+
+def travels_as(dtype: torch.dtype) -> torch.dtype:
+    """float32 or wider for numbers with a fraction (numpy has no bfloat16), float64 for counters and indices."""
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else torch.float64
 
 
 def from_record(record: ArrayRecord, device: torch.device | str = "cpu") -> Params:

@@ -16,7 +16,7 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self._allowed = self._pending = False
+        self._allowed = self.pending = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -44,11 +44,11 @@ class Interrupts:
 
     def check(self) -> None:
         """Raise what came while it was not allowed."""
-        if self._pending:
-            self._pending = False
+        if self.pending:
+            self.pending = False
             raise KeyboardInterrupt
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._allowed or self._pending:
+        if self._allowed or self.pending:
             raise KeyboardInterrupt
-        self._pending = True
+        self.pending = True

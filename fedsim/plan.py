@@ -47,10 +47,14 @@ def make_plan(parts: Parts) -> dict[str, Any]:
 
 
 def _memory_mb(parts: Parts, encoded: int) -> float:
-    """The dataset, and five copies of the model: the server's, the one that trains, its gradients, the sum, a message."""
+    """The dataset, and five copies of the model: the server's, the one that trains, its gradients, the sum, a message.
+
+    Where clients keep models of their own, those too.
+    """
     dataset = parts.population.dataset
     rows = sum(tensor.nbytes for split in (dataset.train, dataset.test) for tensor in (split.x, split.y))
-    return (rows + 5 * encoded) / 1e6
+    own = 0 if parts.algorithm.shares_model else parts.population.num_clients
+    return (rows + (5 + own) * encoded) / 1e6
 
 
 def print_plan(plan: dict[str, Any]) -> None:

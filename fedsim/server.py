@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from flwr.app import ConfigRecord, Context
 from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
 
 from fedsim import flower, rng
 from fedsim.algorithms import Algorithm
@@ -60,16 +61,23 @@ class Server:
         cohort = self.sampler.cohort(self.seed, round, self.num_clients)
         outcome = self._train(grid, nodes, round, cohort)
         arrays = self._aggregate(round, outcome)
-        row: Row = {"round": round, "cohort_size": len(cohort), **outcome.columns()}
-        row |= dict.fromkeys(EVALUATION_COLUMNS)
-        client_metrics: dict[int, dict[str, float]] = {}
+        row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
+        row |= {**outcome.columns(), **dict.fromkeys(EVALUATION_COLUMNS)}
+        judged = Outcome()
         if self.plan.due(round, self.rounds):
-            row |= self._central(grid, nodes, round, arrays)
-            columns, client_metrics = self._federated(grid, nodes, round, arrays)
-            row |= columns
+            central, trained = Outcome(), self._trained(outcome)
+            row |= self._central(grid, nodes, round, arrays, trained, central)
+            row |= self._federated(grid, nodes, round, arrays, trained, judged)
+            outcome.failed |= central.failed | judged.failed
         row["seconds"] = time.perf_counter() - start
-        self._commit(grid, round, arrays, row, outcome, client_metrics)
+        self._commit(grid, round, arrays, row, outcome, judged.metrics)
         return row
+
+    def _trained(self, outcome: Outcome) -> np.ndarray | None:
+        """Clients that have a model of their own by now; None where all share one."""
+        if self.algorithm.shares_model:
+            return None
+        return np.array(sorted(self.state.participations.keys() | outcome.metrics.keys()), dtype=np.int64)
 
     def _train(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> Outcome:
         record = flower.to_record(self.state.arrays)
@@ -78,7 +86,9 @@ class Server:
             return outcome
         fold = getattr(self.algorithm.strategy, "weighted_by_key", "") if self.algorithm.linear else ""
         view = Cohort(grid, nodes.of(cohort))
-        messages = self.algorithm.strategy.configure_train(round, record, ConfigRecord({"fold": fold}), view)
+        messages = self.algorithm.strategy.configure_train(
+            round, record, ConfigRecord({"fold": fold, "server-round": round}), view
+        )
         with self.interruptible():
             for reply in grid.send_and_receive(list(messages), timeout=self.timeout):
                 outcome.take(reply, nodes.client(reply.metadata.src_node_id), self.state.arrays)
@@ -97,31 +107,39 @@ class Server:
         if record is None:
             return self.state.arrays
         given = flower.from_record(record)
-        arrays = {name: given[name].to(own.dtype).reshape(own.shape) for name, own in self.state.arrays.items()}
+        if {name: a.numel() for name, a in given.items()} != {n: a.numel() for n, a in self.state.arrays.items()}:
+            raise FedsimError(
+                "the strategy's aggregate_train gave other arrays than the model's; "
+                "return every array that it was given, in its shape (strategy._target_)"
+            )
+        arrays = {name: _as(given[name], own) for name, own in self.state.arrays.items()}
         if not all_finite(arrays.values()):
             raise FedsimError(
                 f"round {round} gave a model with NaN or Inf, which is refused; lower client.lr or the strategy's step size"
             )
         return arrays
 
-    def _central(self, grid: Grid, nodes: Nodes, round: int, arrays: Params) -> Row:
-        if self.algorithm.shares_model:
+    def _central(
+        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome
+    ) -> Row:
+        if trained is None:
             return self.evaluate(arrays)
-        chosen = self._choose(np.arange(self.num_clients), self.plan.local_models, round)
-        found = self._ask(grid, nodes, round, arrays, chosen, "test")
-        return {name: _mean(found, name) for name in ("accuracy", "loss")}
+        chosen = self._choose(trained, self.plan.local_models, round)
+        self._ask(grid, nodes, round, arrays, chosen, "test", judged)
+        return {name: _mean(judged.metrics, name) for name in ("accuracy", "loss")}
 
     def _federated(
-        self, grid: Grid, nodes: Nodes, round: int, arrays: Params
-    ) -> tuple[Row, dict[int, dict[str, float]]]:
-        chosen = self._choose(self.holders, self.plan.clients, round)
-        found = self._ask(grid, nodes, round, arrays, chosen, "holdout") if len(chosen) else {}
+        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome
+    ) -> Row:
+        holders = self.holders if trained is None else np.intersect1d(self.holders, trained)
+        self._ask(grid, nodes, round, arrays, self._choose(holders, self.plan.clients, round), "holdout", judged)
+        found = judged.metrics
         row: Row = {"federated_loss": _mean(found, "loss"), "federated_clients": len(found)}
         if accuracies := [metrics["accuracy"] for metrics in found.values() if "accuracy" in metrics]:
             spread = across_clients(accuracies)
             row["federated_accuracy"] = spread.pop("mean")
             row |= {f"federated_accuracy_{name}": value for name, value in spread.items()}
-        return row, found
+        return row
 
     def _choose(self, clients: np.ndarray, number: int | None, round: int) -> np.ndarray:
         if number is None or number >= len(clients):
@@ -130,19 +148,19 @@ class Server:
         return np.sort(draw.choice(clients, size=number, replace=False))
 
     def _ask(
-        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, clients: np.ndarray, split: str
-    ) -> dict[int, dict[str, float]]:
-        """Clients' metrics on their held-out data or on the central test set, by client."""
-        record, config = flower.to_record(arrays), ConfigRecord({"split": split})
+        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, clients: np.ndarray, split: str, judged: Outcome
+    ) -> None:
+        """Gather clients' metrics on their held-out data or on the central test set."""
+        if len(clients) == 0:
+            return
+        record, config = flower.to_record(arrays), ConfigRecord({"split": split, "server-round": round})
         view = Cohort(grid, nodes.of(clients))
         messages = self.algorithm.strategy.configure_evaluate(round, record, config, view)
-        outcome = Outcome()
         with self.interruptible():
             for reply in grid.send_and_receive(list(messages), timeout=self.timeout):
-                outcome.take(reply, nodes.client(reply.metadata.src_node_id))
-        if outcome.replies:
-            self.algorithm.strategy.aggregate_evaluate(round, outcome.replies)
-        return outcome.metrics
+                judged.take(reply, nodes.client(reply.metadata.src_node_id))
+        if judged.replies:
+            self.algorithm.strategy.aggregate_evaluate(round, judged.replies)
 
     def _commit(
         self,
@@ -181,3 +199,8 @@ def make_server_app(server: Server) -> ServerApp:
 def _mean(found: dict[int, dict[str, float]], name: str) -> float | None:
     values = [metrics[name] for metrics in found.values() if name in metrics]
     return finite_or_none(float(np.mean(values))) if values else None
+
+
+def _as(given: Tensor, own: Tensor) -> Tensor:
+    """In the model's own type and shape. Whole numbers are rounded: a mean of equal ones may be a hair below them."""
+    return (given if own.dtype.is_floating_point else given.round()).to(own.dtype).reshape(own.shape)

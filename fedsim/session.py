@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedsim.algorithms.state import load_strategy_state
 from fedsim.grids.base import SimulationGrid
 from fedsim.interrupts import Interrupts
 from fedsim.parts import Parts
-from fedsim.results.checkpoint import Checkpoint, checkpoints, load_checkpoint, save_checkpoint
+from fedsim.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedsim.results.progress import Progress
 from fedsim.results.run import RunFolder, client_columns, host, peak_memory_mb, versions
 from fedsim.rounds import Row, ServerState
@@ -50,8 +51,11 @@ class Session:
         """Time spent on the run, over all its sessions."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint. Raises FedsimError where it does not belong to this experiment."""
+    def resume(self, baselines: Collection[str] = ()) -> None:
+        """Go on from the newest checkpoint. Raises FedsimError where it does not belong to this experiment.
+
+        baselines: those that are wanted; a finished run without them is not finished.
+        """
         path, server = self.folder.path, self.parts.server
         checkpoint = load_checkpoint(self.folder.checkpoints)
         progress = checkpoint.progress
@@ -69,7 +73,7 @@ class Session:
             raise FedsimError(
                 f"resume={path}: its checkpoint holds another model than its configuration; restore .hydra/config.yaml"
             )
-        if progress["round"] >= server.rounds and self.folder.summary.exists():
+        if progress["round"] >= server.rounds and self.folder.holds(baselines):
             raise FedsimError(
                 f"resume={path}: the run is finished after {progress['round']} rounds; give rounds=N above that to go on"
             )
@@ -166,7 +170,7 @@ class Session:
         last = state.rows[-1]
         best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
         trained = sum(state.participations.values())
-        training_seconds = sum(row["seconds"] for row in state.rows)
+        round_seconds = sum(row["seconds"] for row in state.rows)
         plan = parts.privacy.plan()
         return {
             "experiment": parts.name,
@@ -184,7 +188,7 @@ class Session:
             "delta": plan["delta"],
             "noise_multiplier": plan["noise_multiplier"],
             "seconds": self.seconds,
-            "client_rounds_per_second": trained / training_seconds if training_seconds else None,
+            "client_rounds_per_second": trained / round_seconds if round_seconds else None,
             "peak_memory_mb": peak_memory_mb(),
             "bytes_up": sum(row["bytes_up"] for row in state.rows),
             "bytes_down": sum(row["bytes_down"] for row in state.rows),
@@ -220,11 +224,6 @@ class Session:
             "loss_mean": row["federated_loss"],
             "num_clients": row["federated_clients"],
         }
-
-
-def unfinished(run_dir: Path) -> bool:
-    """Whether the folder holds a run that can be resumed."""
-    return bool(checkpoints(run_dir / "checkpoints"))
 
 
 def closing_line(summary: dict[str, Any], path: Path) -> str:

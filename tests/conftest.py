@@ -15,5 +15,5 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     import fedsim.results.plots
     import fedsim.results.report
 
-    monkeypatch.setattr(fedsim.results.plots, "write_plots", lambda run_dir: [])
-    monkeypatch.setattr(fedsim.results.report, "write_report", lambda run_dir: None)
+    monkeypatch.setattr(fedsim.results.plots, "write_plots", lambda run_dir, summary: [])
+    monkeypatch.setattr(fedsim.results.report, "write_report", lambda run_dir, summary: None)

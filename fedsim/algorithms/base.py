@@ -24,7 +24,8 @@ class Algorithm(NamedTuple):
 
     linear: the aggregate depends on the replies only through their weighted mean, so a chunk of clients may send one
     mean. pools_data: there is one client that holds everybody's data (the central baseline). shares_model: False where
-    every client keeps a model of its own. min_cohort: fewer replies than this cannot be aggregated.
+    every client keeps a model of its own. min_cohort: fewer replies than this cannot be aggregated. steps_buffers:
+    the server's optimiser moves buffers as if they were weights, which a running variance does not bear.
     """
 
     strategy: Strategy
@@ -33,6 +34,7 @@ class Algorithm(NamedTuple):
     pools_data: bool = False
     shares_model: bool = True
     min_cohort: int = 1
+    steps_buffers: bool = False
 
 
 def as_algorithm(part: object) -> Algorithm:

@@ -41,5 +41,8 @@ class NoExchange(FedAvg):
 
 
 def local_only() -> Algorithm:
-    """Every client trains a model of its own on its own data: what could be had without federation."""
+    """Every client trains a model of its own on its own data: what could be had without federation.
+
+    The run's model.safetensors is the start that all had in common; the clients' models are in its checkpoints.
+    """
     return Algorithm(NoExchange(**TAKE_ALL_SHOWN), KeepsOwnModel(), linear=True, shares_model=False)

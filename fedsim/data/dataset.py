@@ -69,6 +69,13 @@ class Dataset:
             self._check_targets(split, examples.y)
 
     def _check_targets(self, split: str, y: Tensor) -> None:
+        wanted = torch.float32 if self.task == "regression" else torch.int64
+        if y.dtype != wanted or y.ndim != (2 if self.task == "next_token" else 1):
+            shape = "(n, length)" if self.task == "next_token" else "(n,)"
+            raise FedsimError(
+                f"dataset {self.name} has {split} targets y of type {y.dtype} and shape {tuple(y.shape)}; "
+                f"task {self.task} needs {wanted} and {shape}"
+            )
         if self.task == "regression":
             if not torch.isfinite(y).all():
                 raise FedsimError(f"dataset {self.name} has NaN or Inf among its {split} targets; drop those rows")

@@ -37,7 +37,7 @@ class MemoryStates:
     def put(self, client: int, state: Params) -> None:
         """Keep, once the round that is under way is over."""
         if state:
-            self._pending[client] = state
+            self._pending[client] = {name: array.cpu() for name, array in state.items()}
 
     def commit(self) -> None:
         """The round is over: its states count."""

@@ -47,16 +47,20 @@ class Run:
         return self.clients.get(name, np.full(len(self.clients["client"]), np.nan))
 
 
-def read_run(run_dir: Path) -> Run:
-    """Read the files of a finished run. Raises FedsimError where one is missing or corrupt."""
+def read_run(run_dir: Path, summary: dict[str, Any] | None = None) -> Run:
+    """Read the files of a finished run. Raises FedsimError where one is missing or corrupt.
+
+    summary: of a run that is being written, whose summary.json comes last.
+    """
     import pyarrow.parquet as pq
 
-    for name in FILES:
+    for name in FILES if summary is None else FILES[1:]:
         if not (run_dir / name).is_file():
             raise FedsimError(
                 f"{run_dir} has no {name}, so it is not a finished run; name the folder of a finished run"
             )
-    summary, privacy = (read_json(run_dir / name, "the run") for name in ("summary.json", "privacy.json"))
+    privacy = read_json(run_dir / "privacy.json", "the run")
+    summary = read_json(run_dir / "summary.json", "the run") if summary is None else summary
     rounds, clients = pq.read_table(run_dir / "rounds.parquet"), pq.read_table(run_dir / "clients.parquet")
     users = clients.column("user").to_pylist()
     return Run(run_dir, summary, privacy, _numbers(rounds), _numbers(clients), users, _class_counts(clients))

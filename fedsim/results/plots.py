@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim.paths import whole
 from fedsim.results.finished import Run, read_run
@@ -29,14 +29,14 @@ DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {
 }
 
 
-def write_plots(run_dir: Path) -> list[Path]:
+def write_plots(run_dir: Path, summary: dict[str, Any] | None = None) -> list[Path]:
     """Draw every picture that the run has numbers for; returns the files written, in the order of the report.
 
-    A picture of an earlier writing that no longer has numbers is removed.
+    summary: see `read_run`. A picture of an earlier writing that no longer has numbers is removed.
     """
     import matplotlib
 
-    run = read_run(run_dir)
+    run = read_run(run_dir, summary)
     written = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # a user's matplotlibrc must not change what a run looks like

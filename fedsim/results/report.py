@@ -28,16 +28,16 @@ CAPTIONS = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
     """Write report.html from the run's files and its plots (drawn first where there are none); returns its path.
 
-    Raises FedsimError where the folder is not a finished run's.
+    summary: see `read_run`. Raises FedsimError where the folder is not a finished run's.
     """
     import jinja2
 
-    run = read_run(run_dir)
+    run = read_run(run_dir, summary)
     if not (run_dir / "plots").is_dir():
-        write_plots(run_dir)
+        write_plots(run_dir, summary)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -6,7 +6,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.population import Population
-from fedsim.results.files import write_arrays, write_json, write_table
+from fedsim.results.files import read_json, write_arrays, write_json, write_table
 from fedsim.types import Params
 
 VERSIONED = ("torch", "flwr", "numpy", "opacus", "hydra-core", "flwr-datasets", "safetensors")
@@ -35,6 +35,12 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def holds(self, baselines: Collection[str]) -> bool:
+        """Whether it is a finished run, with these baselines."""
+        if not self.summary.exists():
+            return False
+        return set(baselines) <= set(read_json(self.summary, f"resume={self.path}").get("baselines", {}))
 
     def write(
         self,
@@ -60,13 +66,14 @@ class RunFolder:
         self.describe(summary)
 
     def describe(self, summary: dict[str, Any]) -> None:
-        """Write the summary, and what is drawn and told from it and the other files."""
+        """Write what is drawn and told from the summary and the other files, and the summary itself last."""
         from fedsim.results.plots import write_plots
         from fedsim.results.report import write_report
 
+        self.summary.unlink(missing_ok=True)
+        write_plots(self.path, summary)
+        write_report(self.path, summary)
         write_json(self.summary, summary)
-        write_plots(self.path)
-        write_report(self.path)
 
 
 def columns_of(rows: list[dict[str, Any]]) -> dict[str, Any]:

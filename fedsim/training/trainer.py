@@ -6,7 +6,7 @@ trains is its own business; the next engine goes in here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class ClientUpdate(NamedTuple):
     """What one client's training gave.
 
     arrays: the trained arrays; they are the trainer's own and hold until the next update is asked for: use or copy them.
-    metrics: numbers to send, `train_loss` (mean over the round's targets) among them. state: to keep on the device.
+    metrics: numbers to send, `train_loss` (mean over the round's examples) among them. state: to keep on the device.
     """
 
     client: int
@@ -47,7 +47,8 @@ class ClientFailure(NamedTuple):
 class Trainer:
     """Trains clients one at a time on one module, which is loaded anew for each.
 
-    model: on the training device. seed: the run's.
+    model: on the training device. seed: the run's. smallest_batch: a shorter last batch is left out (BatchNorm cannot
+    train on one example).
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Trainer:
     settings: LocalTraining
     client_half: ClientHalf
     seed: int
+    smallest_batch: int = 1
 
     def train(
         self,
@@ -96,21 +98,38 @@ class Trainer:
         anchors = [weight.detach().clone() for weight in weights]
         step = make_step(settings, weights, settings.lr_in(round))
         total, count, steps = torch.zeros((), device=data.x.device), 0, 0
-        for rows in batches(len(data.x), settings, rng.generator(self.seed, round, data.client, "batches")):
+        generator = rng.generator(self.seed, round, data.client, "batches")
+        for rows in batches(len(data.x), settings, generator, self.smallest_batch):
             x, y = (data.x, data.y) if rows is None else (data.x[rows], data.y[rows])
             loss = self.objective(self.model(x), y)
-            gradients = list(torch.autograd.grad(loss, weights, materialize_grads=True))
+            gradients = distinct(torch.autograd.grad(loss, weights, materialize_grads=True))
             self.client_half.correct(gradients, weights, anchors)
             if settings.max_grad_norm is not None:
                 clip_gradients(gradients, settings.max_grad_norm)
             step(weights, gradients)
             total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
             count, steps = count + len(x), steps + 1
+        if steps == 0:
+            raise FedsimError(
+                f"its {len(data.x)} examples make no batch of {self.smallest_batch}, the least this model trains on"
+            )
         return steps, float(total) / count
 
 
-def batches(num_examples: int, settings: LocalTraining, generator: torch.Generator) -> Iterator[Tensor | None]:
-    """Row numbers of each step's batch: each epoch shuffled anew, the last batch short. None stands for all rows."""
+def distinct(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Each in memory of its own: autograd gives one tensor for both weights of a + b, and steps write in place."""
+    if len({gradient.data_ptr() for gradient in gradients}) == len(gradients):
+        return list(gradients)
+    return [gradient.clone() for gradient in gradients]
+
+
+def batches(
+    num_examples: int, settings: LocalTraining, generator: torch.Generator, smallest: int = 1
+) -> Iterator[Tensor | None]:
+    """Row numbers of each step's batch: each epoch shuffled anew, the last batch short, and left out below `smallest`.
+
+    None stands for all rows.
+    """
     remaining = settings.steps(num_examples)
     for _ in range(settings.epochs):
         if settings.batch_size is None or settings.batch_size >= num_examples:
@@ -120,6 +139,8 @@ def batches(num_examples: int, settings: LocalTraining, generator: torch.Generat
         for rows in chunks:
             if remaining == 0:
                 return
+            if (num_examples if rows is None else len(rows)) < smallest:
+                continue
             remaining -= 1
             yield rows
 
