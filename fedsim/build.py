@@ -85,7 +85,9 @@ def build(cfg: DictConfig) -> Parts:
     if cfg.init.weights is not None:
         load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
-    trainer = Trainer(model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed, 2 if mixing else 1)
+    trainer = Trainer(
+        model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed, smallest_batch=2 if mixing else 1
+    )
     server = Server(
         algorithm=algorithm,
         sampler=sampler,

@@ -195,9 +195,14 @@ def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     split, states = str(config.get("split", "holdout")), devices.states_of(context)
     rows: dict[int, dict[str, float]] = {}
     failures: list[ClientFailure] = []
+    loaded: Params | None = None
     for client in clients:
         try:
-            if row := _evaluate_one(devices, received, client, states, split):
+            arrays = devices.trainer.client_half.initial(received, devices.state_of(states, client))
+            if arrays is not loaded:  # where all share one model, it is loaded once a chunk
+                load_arrays(devices.trainer.model, arrays)
+                loaded = arrays
+            if row := _evaluate_one(devices, client, split):
                 rows[client] = row
         except Exception as error:  # as in training: what one client's data raise must not silence the others
             if not chunked:
@@ -216,20 +221,16 @@ def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def _evaluate_one(
-    devices: Devices, received: Params, client: int, states: ClientStates, split: str
-) -> dict[str, float] | None:
-    """A client's loss and accuracy (by example or position); None where it has no examples."""
-    trainer, population = devices.trainer, devices.population
-    dataset = population.dataset
-    load_arrays(trainer.model, trainer.client_half.initial(received, devices.state_of(states, client)))
+def _evaluate_one(devices: Devices, client: int, split: str) -> dict[str, float] | None:
+    """The loaded model's loss and accuracy (by example or position) for a client; None where it has no examples."""
+    population, dataset = devices.population, devices.population.dataset
     if split == "test":
         data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), population.preprocess
     else:
         data, preprocess = population.holdout_data(client), None
     if len(data.x) == 0:
         return None
-    found = predict(trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
+    found = predict(devices.trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
     if len(found.loss) == 0:
         return None
     metrics = metrics_of(found, dataset.num_outputs)

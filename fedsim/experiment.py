@@ -57,7 +57,7 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
     )
     if baselines:
         if session.interrupts.pending:  # it came while the run was being written
-            raise Stopped(f"stopped before the baselines; the run itself is whole in {run_dir}")
+            raise _stopped("before its baselines", run_dir)
         summary["baselines"] = {name: run_baseline(cfg, name, run_dir) for name in baselines}
         session.folder.describe(summary)
     return summary
@@ -83,15 +83,17 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
     try:
         summary = run(own, folder)
     except Stopped:
-        raise Stopped(
-            f"stopped in the baseline {name}; the run itself is whole, and its baselines begin anew with: "
-            f"python -m fedsim {shlex.quote(f'resume={run_dir}')}"
-        ) from None
+        raise _stopped(f"in its baseline {name}", run_dir) from None
     spread = summary["federated"] or {}
     return {
         **{key: summary[key] for key in ("accuracy", "loss", "best_accuracy", "seconds")},
         **{key: spread.get(key) for key in ("accuracy_mean", "accuracy_worst10")},
     }
+
+
+def _stopped(where: str, run_dir: Path) -> Stopped:
+    again = shlex.quote(f"resume={run_dir}")
+    return Stopped(f"stopped {where}; the run itself is whole, and its baselines begin with: python -m fedsim {again}")
 
 
 def save_config(cfg: DictConfig, run_dir: Path) -> None:

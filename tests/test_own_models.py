@@ -70,6 +70,18 @@ class TwoBiases(nn.Module):
         return self.linear(x) + (self.a + self.b)
 
 
+class Summed(nn.Module):
+    """The gradient of a sum is one number, expanded to the shape of what was summed."""
+
+    def __init__(self, input_shape: Any, num_outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_shape[0], num_outputs)
+        self.scale = nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (1 + self.scale.sum())
+
+
 class Bare(FedAvg):
     """Makes its messages itself, and passes the configuration on as it got it."""
 
@@ -141,6 +153,15 @@ def test_gradients_that_share_memory_are_changed_once_each() -> None:
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         torch.optim.SGD(theirs.parameters(), 0.1, weight_decay=0.05).step()
     assert_close(update.arrays, dict(theirs.state_dict()), 1e-6)
+
+
+def test_gradients_of_a_sum_can_be_changed_in_place() -> None:
+    made = parts(
+        "model=custom", "model._target_=test_own_models.Summed", "strategy=fedprox", "client.weight_decay=0.01"
+    )
+    scale = play(made)["scale"]
+    assert not made.server.state.failures
+    assert scale.abs().min() > 0 and torch.allclose(scale, scale[:1].expand(5))
 
 
 def test_a_strategy_need_not_name_the_round() -> None:

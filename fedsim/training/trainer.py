@@ -117,10 +117,13 @@ class Trainer:
 
 
 def distinct(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Each in memory of its own: autograd gives one tensor for both weights of a + b, and steps write in place."""
-    if len({gradient.data_ptr() for gradient in gradients}) == len(gradients):
-        return list(gradients)
-    return [gradient.clone() for gradient in gradients]
+    """Each element in memory of its own, since steps write in place.
+
+    Autograd gives one tensor for both weights of a + b, and one number, expanded, for all the elements of a sum.
+    """
+    if len({gradient.data_ptr() for gradient in gradients}) < len(gradients):
+        return [gradient.clone(memory_format=torch.contiguous_format) for gradient in gradients]
+    return [gradient.contiguous() for gradient in gradients]
 
 
 def batches(
