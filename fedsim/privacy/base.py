@@ -1,0 +1,124 @@
+"""What a privacy mechanism is to a run: `Setting` is what it must know, `Protection` is what it does.
+
+A part of `conf/privacy/` holds the keys that a user types; its `protect(setting)` checks them against the run and gives
+the Protection. The base class is the run without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fedsim.training import LocalTraining
+from fedsim.transforms import Transform
+from fedsim.types import Params
+
+if TYPE_CHECKING:
+    from fedsim.training.dpsgd import DPSGD
+
+Payload = dict[str, Any]
+"""What is said in a conversation beside training: bytes, numbers, strings, and lists of one of these, by name."""
+
+Ask = Callable[[str, Mapping[int, Payload]], dict[int, Payload]]
+"""(phase, payload by client) -> answer by client; a client that did not answer is absent."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a mechanism must know of a run before it can promise anything.
+
+    sampling: the sampler's kind (poisson, fixed, all). cohort_size: expected clients a round. num_examples: (clients,)
+    training examples of each. linear: the strategy needs the mean of the updates alone. one_vector: a client sends its
+    update and no number beside it. shapes: of the model's arrays. deterministic: a round played again gives the same bits.
+    """
+
+    seed: int
+    rounds: int
+    num_clients: int
+    sampling: str
+    cohort_size: float
+    num_examples: np.ndarray
+    training: LocalTraining
+    strategy: str
+    linear: bool
+    one_vector: bool
+    shapes: dict[str, torch.Size]
+    deterministic: bool = True
+
+
+class Protection:
+    """No mechanism: every update is sent as it is. Subclasses override what theirs needs.
+
+    unit: what is protected (example, client), or None. sums: clients send transformed updates of equal weight, which are
+    summed and released by `release`; else each sends the model that it trained. local_steps: how devices train privately.
+    """
+
+    unit: str | None = None
+    sums: bool = False
+    transforms: tuple[Transform, ...] = ()
+    local_steps: DPSGD | None = None
+
+    def last_round(self, rounds: int) -> int:
+        """The last of `rounds` that the budget pays for."""
+        return rounds
+
+    def eligible(self, round: int) -> np.ndarray | None:
+        """Clients that may still take part in this round, ascending; None for all."""
+        return None
+
+    def charge(self, round: int, cohort: np.ndarray) -> None:
+        """Write down that this round will be released with this cohort; called before anything is sent."""
+
+    def open_round(self, round: int, cohort: np.ndarray, ask: Ask) -> None:
+        """What must be said between server and clients before training."""
+
+    def answer(self, client: int, phase: str, payload: Payload, memory: dict[str, Any]) -> Payload:
+        """A client's side of that conversation. memory: what this client keeps on its device, for it to change."""
+        return {}
+
+    def close_round(self, round: int, survivors: np.ndarray, ask: Ask) -> None:
+        """What must be said after training, when it is known whose updates arrived."""
+
+    def release(self, total: Params, round: int) -> Params:
+        """The mean update that the server may see, from the sum of what was sent (zeros where no one took part)."""
+        return total
+
+    def columns(self) -> dict[str, Any]:
+        """More columns of this round's row in rounds.parquet."""
+        return {}
+
+    def client_epsilons(self, num_clients: int) -> np.ndarray | None:
+        """(clients,) epsilon that each client has spent so far; None where none is stated."""
+        return None
+
+    def plan(self) -> dict[str, Any]:
+        """The keys of plan.json that a mechanism fills in: for the rounds that are to be run."""
+        return {
+            "noise_multiplier": None,
+            "unit": None,
+            "adjacency": None,
+            "accountant": None,
+            "delta": None,
+            "epsilon": None,
+            "epsilon_by": {"pld": None, "rdp": None, "prv": None},
+        }
+
+    def ledger(self) -> dict[str, Any]:
+        """What privacy.json says: for the rounds that were run."""
+        return {
+            "mechanism": "none",
+            **self.plan(),
+            "trust": "the server sees every client's update",
+            "caveats": ["no privacy mechanism: no epsilon can be stated"],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: numbers, strings, numpy arrays, and lists and dicts (of string keys) of them."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
