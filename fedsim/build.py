@@ -25,7 +25,8 @@ from fedsim.models.build import build_model, load_initial_weights, mixing_layers
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.rounds import EvaluationPlan, ServerState
-from fedsim.samplers import AllSampler
+from fedsim.privacy.base import Setting
+from fedsim.samplers import AllSampler, Sampler
 from fedsim.server import Server
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.evaluation import metrics_of, predict
@@ -67,7 +68,7 @@ def build(cfg: DictConfig) -> Parts:
     algorithm = as_algorithm(make(cfg.strategy, "strategy"))
     sampler = AllSampler() if algorithm.pools_data else make(cfg.sampler, "sampler")
     evaluation: EvaluationPlan = make(cfg.evaluation, "evaluation")
-    privacy, logger = make(cfg.privacy, "privacy"), make(cfg.logger, "logger")
+    privacy, audit, logger = make(cfg.privacy, "privacy"), make(cfg.audit, "audit"), make(cfg.logger, "logger")
     grid = make(cfg.grid, "grid")
     dataset = make(cfg.dataset, "dataset")
     if not isinstance(dataset, Dataset):
@@ -85,12 +86,26 @@ def build(cfg: DictConfig) -> Parts:
     if cfg.init.weights is not None:
         load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
+    setting = setting_of(cfg, algorithm, sampler, population, settings, model)
+    protection = privacy.protect(setting)
+    if protection.unit is not None:
+        refuse_mixing(model, f"privacy={privacy_name(cfg)}")
+    audit.begin(setting, protection, model_arrays(model))
+    protection.noise_removed = audit.remove_noise
     trainer = Trainer(
-        model, OBJECTIVES[dataset.task], settings, algorithm.client, cfg.seed, smallest_batch=2 if mixing else 1
+        model,
+        OBJECTIVES[dataset.task],
+        settings,
+        algorithm.client,
+        cfg.seed,
+        smallest_batch=2 if mixing else 1,
+        local_steps=protection.local_steps,
     )
     server = Server(
         algorithm=algorithm,
         sampler=sampler,
+        protection=protection,
+        audit=audit,
         state=ServerState({name: array.detach().cpu().clone() for name, array in model_arrays(model).items()}),
         seed=cfg.seed,
         rounds=cfg.rounds,
@@ -99,7 +114,38 @@ def build(cfg: DictConfig) -> Parts:
         plan=evaluation,
         evaluate=central_evaluation(model, population, evaluation.batch_size),
     )
-    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, privacy, logger, grid)
+    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid)
+
+
+def setting_of(
+    cfg: DictConfig,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    population: Population,
+    training: LocalTraining,
+    model: nn.Module,
+) -> Setting:
+    """What a privacy mechanism must know of the run."""
+    examples = population.partition.sizes - population.holdout_sizes
+    return Setting(
+        seed=cfg.seed,
+        rounds=cfg.rounds,
+        num_clients=population.num_clients,
+        sampling=sampler.kind,
+        cohort_size=sampler.expected_size(population.num_clients),
+        num_examples=np.array([examples.sum()]) if algorithm.pools_data else examples,
+        training=training,
+        strategy=strategy_name(cfg),
+        linear=algorithm.linear,
+        one_vector=algorithm.one_vector and algorithm.shares_model,
+        shapes={name: array.shape for name, array in model_arrays(model).items()},
+        deterministic=population.device.type == "cpu",
+    )
+
+
+def privacy_name(cfg: DictConfig) -> str:
+    """As a user types it."""
+    return cfg.privacy._target_.rsplit(".", 1)[-1].removesuffix("Privacy").lower()
 
 
 def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:

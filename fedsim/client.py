@@ -1,7 +1,8 @@
 """The Flower ClientApp: it unpacks a message, calls the trainer, and packs the reply. Nothing is learnt here.
 
 A real node is one client. A simulated node may hold any number: a message with a `cohort` record names the clients to
-train, and says whether one weighted mean may stand for all of them (`fold`) or each must reply for itself.
+train, and says whether one weighted mean may stand for all of them (`fold`) or each must reply for itself. Under a privacy
+mechanism what leaves is what the mechanism's device half lets out; where that is summed, a chunk sends the sum.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from fedsim import flower
 from fedsim.data.population import Population
+from fedsim.privacy.base import Protection
+from fedsim.replies import Reply, vectors
 from fedsim.training.evaluation import metrics_of, predict
 from fedsim.training.trainer import ClientFailure, ClientUpdate, Trainer, load_arrays
 from fedsim.types import ClientData, FedsimError, Params
@@ -33,12 +34,18 @@ class ClientStates(Protocol):
     def put(self, client: int, state: Params) -> None:
         """Keep a client's state."""
 
+    def memory(self, client: int) -> dict[str, Any]:
+        """What a client keeps for the conversations of a round."""
+
+    def remember(self, client: int, memory: dict[str, Any]) -> None:
+        """Keep it."""
+
 
 class ContextStates:
     """One client's state in the node's own Flower context: how a real device keeps it."""
 
     def __init__(self, context: Context) -> None:
-        self.records = context.state.array_records
+        self.context, self.records = context, context.state.array_records
 
     def get(self, client: int) -> Params:
         """See ClientStates."""
@@ -50,14 +57,23 @@ class ContextStates:
         if state:
             self.records[str(client)] = flower.to_record(state)
 
+    def memory(self, client: int) -> dict[str, Any]:
+        """See ClientStates."""
+        return dict(flower.record_of(self.context.state, f"{flower.PAYLOAD}/{client}"))
+
+    def remember(self, client: int, memory: dict[str, Any]) -> None:
+        """See ClientStates."""
+        self.context.state[f"{flower.PAYLOAD}/{client}"] = ConfigRecord(memory)
+
 
 @dataclass
 class Devices:
-    """What stands behind a node: the trainer, who holds what, and (in a simulation) where states are kept."""
+    """What stands behind a node: the trainer, who holds what, what may leave, and (simulated) where states are kept."""
 
     trainer: Trainer
     population: Population
     eval_batch_size: int
+    protection: Protection
     states: ClientStates | None = None
 
     def states_of(self, context: Context) -> ClientStates:
@@ -83,7 +99,9 @@ def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        """Which client this node is."""
+        """A privacy protocol's conversation; or, without one, which client this node is."""
+        if flower.PAYLOAD in message.content:
+            return _answer(devices(), message, context)
         metrics = MetricRecord({"client": int(context.node_config["partition-id"])})
         return Message(RecordDict({flower.METRICS: metrics}), reply_to=message)
 
@@ -101,91 +119,67 @@ def _addressed(message: Message, context: Context) -> tuple[list[int], str, bool
 def _train(devices: Devices, message: Message, context: Context) -> Message:
     clients, fold, chunked = _addressed(message, context)
     config = flower.record_of(message.content, flower.CONFIG)
-    states = devices.states_of(context)
+    states, protection = devices.states_of(context), devices.protection
+    protection.heed(config)
     received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
+    round = flower.column(config, "server-round")[0]
     updates = devices.trainer.train(
-        received,
-        clients,
-        devices.population.training_data,
-        partial(devices.state_of, states),
-        flower.column(config, "server-round")[0],
+        received, clients, devices.population.training_data, partial(devices.state_of, states), round
     )
-    reply = Reply(fold)
+    reply = Reply(fold, protection.sums)
     for update in updates:
-        if isinstance(update, ClientFailure):
+        leaving = update
+        if isinstance(update, ClientUpdate) and protection.transforms:
+            leaving = what_leaves(protection, update, received, round, states.memory(update.client))
+        if isinstance(leaving, ClientFailure):
             if not chunked:
-                raise FedsimError(update.reason)
-            reply.fail(update)
-        else:
-            reply.add(update)
-            states.put(update.client, update.state)
+                raise FedsimError(leaving.reason)
+            reply.fail(leaving)
+            continue
+        reply.add(leaving)
+        states.put(leaving.client, leaving.state)
     return Message(reply.content(chunked), reply_to=message)
 
 
-class Reply:
-    """Gathers the updates of a chunk: into one weighted mean, or side by side."""
+def what_leaves(
+    protection: Protection, update: ClientUpdate, received: Params, round: int, memory: dict[str, Any]
+) -> ClientUpdate | ClientFailure:
+    """The update through the mechanism's device half: of weight 1 like every other, and no number beside it.
 
-    def __init__(self, fold: str) -> None:
-        self.fold = fold
-        self.sum: dict[str, Tensor] = {}
-        self.weight = 0.0
-        self.records: dict[int, ArrayRecord] = {}
-        self.metrics: dict[int, dict[str, float]] = {}
-        self.failures: list[ClientFailure] = []
-
-    def fail(self, failure: ClientFailure) -> None:
-        """Count a client that raised."""
-        self.failures.append(failure)
-
-    def add(self, update: ClientUpdate) -> None:
-        """Take in one client's update; its arrays are read now, and not kept unless each replies for itself."""
-        metrics = {flower.NUM_EXAMPLES: update.num_examples, **update.metrics}
-        self.metrics[update.client] = metrics
-        if not self.fold:
-            self.records[update.client] = flower.to_record(update.arrays)
-            return
-        if not self.sum:
-            self.sum = {
-                name: torch.zeros_like(a, dtype=flower.travels_as(a.dtype)) for name, a in update.arrays.items()
-            }
-        weight = float(metrics[self.fold])
-        self.weight += weight
-        for name, total in self.sum.items():
-            total.add_(update.arrays[name], alpha=weight)
-
-    def content(self, chunked: bool) -> RecordDict:
-        """The reply's records: see the module's docstring."""
-        if not chunked:
-            (client,) = self.records
-            return RecordDict(
-                {flower.ARRAYS: self.records[client], flower.METRICS: MetricRecord(dict(self.metrics[client]))}
-            )
-        content = RecordDict({flower.CLIENTS: vectors(self.metrics, self.failures)})
-        if self.fold and self.metrics:
-            mean = {name: total / self.weight for name, total in self.sum.items()}
-            content[flower.ARRAYS] = flower.to_record(mean)
-            content[flower.METRICS] = MetricRecord({**self._mean_metrics()})
-        for client, record in self.records.items():
-            content[f"{flower.ARRAYS}/{client}"] = record
-            content[f"{flower.METRICS}/{client}"] = MetricRecord(dict(self.metrics[client]))
-        return content
-
-    def _mean_metrics(self) -> dict[str, float]:
-        """Weighted means of the clients' metrics; of the weight itself the sum, as one client of that weight would send."""
-        rows = list(self.metrics.values())
-        means = {name: sum(row[self.fold] * row[name] for row in rows) / self.weight for name in rows[0]}
-        return {**means, self.fold: self.weight}
+    Where updates are summed it is the update itself, else the model that it leads to.
+    """
+    moved = {name: array.float() - received[name].float() for name, array in update.arrays.items()}
+    try:
+        sent = protection.on_device(moved, update.client, round, memory)
+    except FedsimError as error:
+        return ClientFailure(update.client, str(error))
+    if not protection.sums:
+        sent = {name: received[name].float() + array for name, array in sent.items()}
+    return update._replace(arrays=sent, num_examples=1, metrics={})
 
 
-def vectors(metrics: dict[int, dict[str, float]], failures: list[ClientFailure]) -> ConfigRecord:
-    """Per-client metrics as one list a metric, beside the list of ids; and the clients that raised, with their reasons."""
-    record = ConfigRecord({"id": list(metrics)})
-    names = next(iter(metrics.values())) if metrics else {}
-    for name in names:
-        record[name] = [float(row[name]) for row in metrics.values()]
-    record["failed"] = [failure.client for failure in failures]
-    record["reasons"] = [failure.reason for failure in failures]
-    return record
+def _answer(devices: Devices, message: Message, context: Context) -> Message:
+    """Each client's side of a conversation."""
+    clients, _, chunked = _addressed(message, context)
+    phase, states = str(flower.record_of(message.content, flower.CONFIG)["phase"]), devices.states_of(context)
+    said = dict(flower.record_of(message.content, flower.PAYLOAD))
+    answers: dict[int, ConfigRecord] = {}
+    failures: list[ClientFailure] = []
+    for client in clients:
+        memory = states.memory(client)
+        try:
+            answers[client] = ConfigRecord(devices.protection.answer(client, phase, said, memory))
+        except FedsimError as error:
+            if not chunked:
+                raise
+            failures.append(ClientFailure(client, str(error)))
+        states.remember(client, memory)
+    if not chunked:
+        return Message(RecordDict({flower.PAYLOAD: answers[clients[0]]}), reply_to=message)
+    content = RecordDict({flower.CLIENTS: vectors({client: {} for client in answers}, failures)})
+    for client, answer in answers.items():
+        content[f"{flower.PAYLOAD}/{client}"] = answer
+    return Message(content, reply_to=message)
 
 
 def _evaluate(devices: Devices, message: Message, context: Context) -> Message:

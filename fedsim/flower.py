@@ -29,6 +29,9 @@ COHORT = "cohort"
 CLIENTS = "clients"
 """Record of a reply: one element a client in every list. `id`, the metrics, and `failed`, `reasons` of those that raised."""
 
+PAYLOAD = "payload"
+"""Record of a message beside training: what a privacy protocol says to one client, and its answer."""
+
 NUM_EXAMPLES = "num-examples"
 
 _RUN_ID = 1
@@ -79,6 +82,11 @@ def to_record(arrays: Params) -> ArrayRecord:
     return ArrayRecord(
         {name: Array(array.detach().to(travels_as(array.dtype)).cpu().numpy()) for name, array in arrays.items()}
     )
+
+
+def exact_record(arrays: Params) -> ArrayRecord:
+    """Arrays in their own types, for what no strategy calculates with (masked integers keep their width)."""
+    return ArrayRecord({name: Array(array.detach().cpu().numpy()) for name, array in arrays.items()})
 
 
 def travels_as(dtype: torch.dtype) -> torch.dtype:

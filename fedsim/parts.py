@@ -13,7 +13,6 @@ from fedsim.algorithms import Algorithm
 from fedsim.client import ClientStates, Devices, make_client_app
 from fedsim.data.population import Population
 from fedsim.grids.base import SimulationGrid
-from fedsim.privacy import NoPrivacy
 from fedsim.results.loggers import Logger
 from fedsim.server import Server
 from fedsim.training import LocalTraining, Trainer
@@ -31,7 +30,6 @@ class Parts:
     model: nn.Module
     trainer: Trainer
     server: Server
-    privacy: NoPrivacy
     logger: Logger
     make_grid: Callable[[Callable[[ClientStates], ClientApp]], SimulationGrid]
 
@@ -42,7 +40,8 @@ class Parts:
 
     def devices(self, states: ClientStates | None = None) -> Devices:
         """What stands behind a node that trains in this process; without `states`, each node's context keeps its own."""
-        return Devices(self.trainer, self.population, self.server.plan.batch_size, states)
+        server = self.server
+        return Devices(self.trainer, self.population, server.plan.batch_size, server.protection, states)
 
     def grid(self) -> SimulationGrid:
         """The grid, with this experiment's client app on its nodes."""

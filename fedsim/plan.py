@@ -38,7 +38,7 @@ def make_plan(parts: Parts) -> dict[str, Any]:
         "sampling": server.sampler.kind,
         "steps_per_client_round": steps,
         "num_parameters": parts.num_parameters,
-        **parts.privacy.plan(),
+        **server.protection.plan(),
         "bytes_up": int(total),
         "bytes_down": int(total),
         "memory_mb": round(_memory_mb(parts, encoded), 1),
@@ -64,6 +64,8 @@ def print_plan(plan: dict[str, Any]) -> None:
 
     table = Table("plan", "", show_edge=False)
     for name, value in plan.items():
+        if isinstance(value, list):
+            value = "; ".join(map(str, value)) or None
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_show(k, v)}" for k, v in value.items())
         table.add_row(name, _show(name, value))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.app import Message
 
 from fedsim import flower
@@ -31,7 +33,7 @@ class ServerState:
     """All that changes as a run goes on. With the strategy's and the clients' state it is what a checkpoint holds.
 
     round: the last one that is finished. client_metrics: each client's newest held-out accuracy and loss, by client.
-    strategy: what the strategy remembered at the end of that round.
+    strategy, privacy: what the strategy and the privacy mechanism remembered at the end of that round.
     """
 
     arrays: Params
@@ -42,6 +44,7 @@ class ServerState:
     first_failure: str | None = None
     client_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     strategy: StrategyState = field(default_factory=dict)
+    privacy: list[Any] = field(default_factory=lambda: ["dict", {}])
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ class EvaluationPlan:
 
 @dataclass
 class Outcome:
-    """What came back of a round. A folded reply speaks for many clients, so metrics are kept client by client."""
+    """What came back of a round. A folded reply speaks for many clients, so metrics are kept client by client.
+
+    first: the first message that was sent, which a reply made here can answer.
+    """
 
     bytes_down: int = 0
     bytes_up: int = 0
@@ -78,14 +84,15 @@ class Outcome:
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
+    first: Message | None = None
 
-    def take(self, reply: Message, client: int, expected: Params | None = None) -> None:
-        """Sort a reply; `client` is its sender. One that does not hold finite arrays as `expected` counts as a failure."""
+    def take(self, reply: Message, client: int, refuse: Callable[[Message], str | None] | None = None) -> None:
+        """Sort a reply; `client` is its sender. One from a real node that `refuse` finds fault with counts as a failure."""
         if reply.has_error():
             self.failed[client] = reply.error.reason or "no reason given"
             return
         record = flower.record_of(reply.content, flower.CLIENTS)
-        if expected is not None and not record and (reason := fault(reply, expected)):
+        if refuse is not None and not record and (reason := refuse(reply)):
             self.failed[client] = reason  # a real node's: a simulated one has looked at its own updates
             return
         own = next(iter(reply.content.metric_records.values()))
@@ -97,14 +104,23 @@ class Outcome:
             self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
         self.replies.append(reply)
 
-    def columns(self) -> Row:
-        """The training columns of a row."""
+    def total(self, like: Params) -> Params:
+        """The sum of what was sent, where each reply is a sum already; zeros in the shapes of `like` where none came."""
+        total = {name: torch.zeros_like(array) for name, array in like.items()}
+        for reply in self.replies:
+            (record,) = reply.content.array_records.values()
+            for name, array in flower.from_record(record).items():
+                total[name] += array
+        return total
+
+    def columns(self, counted: bool = True) -> Row:
+        """The training columns of a row. counted: False where clients do not say how many examples they hold."""
         weights = [metrics[flower.NUM_EXAMPLES] for metrics in self.metrics.values()]
         losses = [metrics["train_loss"] for metrics in self.metrics.values() if "train_loss" in metrics]
         known = bool(losses) and len(losses) == len(weights)
         return {
             "num_failed": len(self.failed) + len(self.missing),
-            "num_examples": int(sum(weights)),
+            "num_examples": int(sum(weights)) if counted else None,
             "train_loss": finite_or_none(float(np.average(losses, weights=weights))) if known else None,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,

@@ -1,7 +1,7 @@
 """Which clients take part in a round. Our own, since a promise of privacy rests on how participants were drawn.
 
 Each draws from `generator(seed, round, SERVER, "cohort")` and gives ascending client numbers; none costs more than the
-cohort, whatever the population.
+cohort, whatever the population. Where only some clients may still take part, these are given as `eligible`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Sampler(Protocol):
 
     kind: str
 
-    def cohort(self, seed: int, round: int, num_clients: int) -> np.ndarray:
-        """Ascending client numbers, (cohort,) int64; may be empty."""
+    def cohort(self, seed: int, round: int, num_clients: int, eligible: np.ndarray | None = None) -> np.ndarray:
+        """Ascending client numbers, (cohort,) int64, of those eligible (None: of all); may be empty."""
 
     def expected_size(self, num_clients: int) -> float:
         """How many clients take part in a round, on average."""
@@ -62,10 +62,13 @@ class FixedSampler(_Sized):
 
     kind = "fixed"
 
-    def cohort(self, seed: int, round: int, num_clients: int) -> np.ndarray:
-        """Exactly the cohort's size, at least one."""
+    def cohort(self, seed: int, round: int, num_clients: int, eligible: np.ndarray | None = None) -> np.ndarray:
+        """Exactly the cohort's size, at least one; all that are eligible where these are fewer."""
         size = int(self.expected_size(num_clients))
-        return _distinct(rng.numpy_generator(seed, round, rng.SERVER, "cohort"), num_clients, size)
+        draw = rng.numpy_generator(seed, round, rng.SERVER, "cohort")
+        if eligible is None:
+            return _distinct(draw, num_clients, size)
+        return eligible[_distinct(draw, len(eligible), min(size, len(eligible)))]
 
     def expected_size(self, num_clients: int) -> float:
         """The size itself: a whole number, since a fraction is rounded."""
@@ -77,11 +80,12 @@ class PoissonSampler(_Sized):
 
     kind = "poisson"
 
-    def cohort(self, seed: int, round: int, num_clients: int) -> np.ndarray:
+    def cohort(self, seed: int, round: int, num_clients: int, eligible: np.ndarray | None = None) -> np.ndarray:
         """A binomial number of distinct clients, which is the same law as one coin a client; may be none."""
         draw = rng.numpy_generator(seed, round, rng.SERVER, "cohort")
         size = int(draw.binomial(num_clients, self.expected_size(num_clients) / num_clients))
-        return _distinct(draw, num_clients, size)
+        drawn = _distinct(draw, num_clients, size)
+        return drawn if eligible is None else np.intersect1d(drawn, eligible, assume_unique=True)
 
 
 class AllSampler:
@@ -89,9 +93,9 @@ class AllSampler:
 
     kind = "all"
 
-    def cohort(self, seed: int, round: int, num_clients: int) -> np.ndarray:
+    def cohort(self, seed: int, round: int, num_clients: int, eligible: np.ndarray | None = None) -> np.ndarray:
         """All numbers."""
-        return np.arange(num_clients)
+        return np.arange(num_clients) if eligible is None else eligible
 
     def expected_size(self, num_clients: int) -> float:
         """The population."""

@@ -1,30 +1,37 @@
-"""The Flower ServerApp and THE loop: sample, send, aggregate, evaluate, record. The only loop in the project.
+"""The Flower ServerApp and THE loop: sample, charge, send, aggregate, evaluate, record. The only loop in the project.
 
-The strategy is a Flower Strategy and is used through its own hooks; which clients take part is decided here.
+The strategy is a Flower Strategy and is used through its own hooks; which clients take part is decided here. Under a privacy
+mechanism that sums updates the strategy is shown one reply a round: the noisy mean.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from flwr.app import ConfigRecord, Context
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
 from fedsim import flower, rng
 from fedsim.algorithms import Algorithm
-from fedsim.algorithms.state import strategy_state
+from fedsim.algorithms.state import pack, strategy_state
+from fedsim.audit.base import Audit
 from fedsim.grids.base import SimulationGrid
 from fedsim.nodes import Cohort, Nodes, node_ids
-from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState
+from fedsim.privacy.base import Payload, Protection
+from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler
 from fedsim.training.evaluation import across_clients, finite_or_none
 from fedsim.training.trainer import all_finite
 from fedsim.types import FedsimError, Params
+
+CANARY = -2
+"""The `client` of an audit's own: none of the population."""
 
 
 @dataclass
@@ -37,6 +44,8 @@ class Server:
 
     algorithm: Algorithm
     sampler: Sampler
+    protection: Protection
+    audit: Audit
     state: ServerState
     seed: int
     rounds: int
@@ -52,19 +61,29 @@ class Server:
         """Play all rounds that are left."""
         nodes = node_ids(grid, max(self.num_clients, len(self.holders)), self.timeout)
         with flower.cheap_collections():
-            while self.state.round < self.rounds:
-                self.on_round(self.play_round(grid, nodes, self.state.round + 1))
+            while self.state.round < (last := self.last_round):
+                self.on_round(self.play_round(grid, nodes, self.state.round + 1, last))
 
-    def play_round(self, grid: Grid, nodes: Nodes, round: int) -> Row:
-        """One round; `state` is the last round's until it is over, and this one's after."""
+    @property
+    def last_round(self) -> int:
+        """The last round that there will be: the one asked for, or the last that the privacy budget pays for."""
+        return self.state.round + self.protection.rounds_left(self.rounds - self.state.round)
+
+    def play_round(self, grid: Grid, nodes: Nodes, round: int, last: int) -> Row:
+        """One round of `last`; `state` is the last round's until it is over, and this one's after."""
         start = time.perf_counter()
-        cohort = self.sampler.cohort(self.seed, round, self.num_clients)
+        cohort = self.sampler.cohort(self.seed, round, self.num_clients, self.protection.eligible(round))
+        self.protection.charge(round, cohort)
+        ask = partial(self._converse, grid, nodes, round)
+        self.protection.open_round(round, cohort, ask)
         outcome = self._train(grid, nodes, round, cohort)
+        self.protection.close_round(round, np.array(sorted(outcome.metrics), dtype=np.int64), ask)
         arrays = self._aggregate(round, outcome)
         row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
-        row |= {**outcome.columns(), **dict.fromkeys(EVALUATION_COLUMNS)}
+        row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
+        row |= self.protection.columns()
         judged = Outcome()
-        if self.plan.due(round, self.rounds):
+        if self.plan.due(round, last):
             central, trained = Outcome(), self._trained(outcome)
             row |= self._central(grid, nodes, round, arrays, trained, central)
             row |= self._federated(grid, nodes, round, arrays, trained, judged)
@@ -82,16 +101,19 @@ class Server:
     def _train(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> Outcome:
         record = flower.to_record(self.state.arrays)
         outcome = Outcome(bytes_down=flower.encoded_bytes(record) * len(cohort))
-        if len(cohort) == 0:  # Flower's strategies wait for ever on no one, and an empty round is a round all the same
+        if len(cohort) == 0 and not self.protection.sums:  # an empty round is a round all the same
             return outcome
         fold = getattr(self.algorithm.strategy, "weighted_by_key", "") if self.algorithm.linear else ""
-        view = Cohort(grid, nodes.of(cohort))
-        messages = self.algorithm.strategy.configure_train(
-            round, record, ConfigRecord({"fold": fold, "server-round": round}), view
-        )
+        config = ConfigRecord({"fold": fold, "server-round": round, **self.protection.broadcast()})
+        # Flower's strategies wait for ever on no one: an empty cohort is shown as one node, which is sent nothing
+        view = Cohort(grid, nodes.of(cohort) or [0])
+        messages = list(self.algorithm.strategy.configure_train(round, record, config, view))
+        outcome.first = messages[0]
+        if len(cohort) == 0:
+            return outcome
         with self.interruptible():
-            for reply in grid.send_and_receive(list(messages), timeout=self.timeout):
-                outcome.take(reply, nodes.client(reply.metadata.src_node_id), self.state.arrays)
+            for reply in grid.send_and_receive(messages, timeout=self.timeout):
+                outcome.take(reply, nodes.client(reply.metadata.src_node_id), self._refusal)
         outcome.missing = set(cohort.tolist()) - set(outcome.metrics) - set(outcome.failed)
         if not outcome.replies:
             client, reason = next(iter(outcome.failed.items()), (int(cohort[0]), "it did not answer"))
@@ -100,8 +122,51 @@ class Server:
             )
         return outcome
 
+    def _refusal(self, reply: Message) -> str | None:
+        """What is wrong with a real node's reply; None where nothing is."""
+        if reason := fault(reply, self.protection.sent(self.state.arrays)):
+            return reason
+        (record,) = reply.content.array_records.values()
+        return self.protection.refusal(flower.from_record(record))
+
+    def _converse(
+        self, grid: Grid, nodes: Nodes, round: int, phase: str, said: Mapping[int, Payload]
+    ) -> dict[int, Payload]:
+        """Say something to each of these clients beside training, and gather their answers."""
+        config = ConfigRecord({"phase": phase, "server-round": round})
+        contents = {c: RecordDict({flower.CONFIG: config, flower.PAYLOAD: ConfigRecord(p)}) for c, p in said.items()}
+        messages = [
+            Message(content, nodes.of(np.array([client]))[0], MessageType.QUERY) for client, content in contents.items()
+        ]
+        with self.interruptible():
+            replies = [r for r in grid.send_and_receive(messages, timeout=self.timeout) if not r.has_error()]
+        return {nodes.client(r.metadata.src_node_id): dict(flower.record_of(r.content, flower.PAYLOAD)) for r in replies}
+
+    def _released(self, round: int, outcome: Outcome) -> Message:
+        """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""
+        total = outcome.total(self.protection.sent(self.state.arrays))
+        mean = self._audited(total, round)
+        arrays = {name: own.double() + mean[name].double() for name, own in self.state.arrays.items()}
+        record = flower.to_record({n: a.to(flower.travels_as(self.state.arrays[n].dtype)) for n, a in arrays.items()})
+        content = RecordDict({flower.ARRAYS: record, flower.METRICS: MetricRecord({flower.NUM_EXAMPLES: 1.0})})
+        assert outcome.first is not None
+        return Message(content, reply_to=outcome.first)
+
+    def _audited(self, total: Params, round: int) -> Params:
+        """The mechanism's release, with the audit's canaries in the sum, where there are any, and its eyes on the result."""
+        known = {name: array.clone() for name, array in total.items()}
+        for update in self.audit.join(round):
+            for name, array in self.protection.on_device(update, CANARY, round, {}).items():
+                total[name] += array
+        mean = self.protection.release(total, round)
+        denominator = self.protection.denominator
+        self.audit.observe(round, {name: array * denominator - known[name] for name, array in mean.items()})
+        return mean
+
     def _aggregate(self, round: int, outcome: Outcome) -> Params:
-        if len(outcome.metrics) < self.algorithm.min_cohort:
+        if self.protection.sums:
+            outcome.replies = [self._released(round, outcome)]
+        elif len(outcome.metrics) < self.algorithm.min_cohort:
             return self.state.arrays
         record, _ = self.algorithm.strategy.aggregate_train(round, outcome.replies)
         if record is None:
@@ -181,6 +246,7 @@ class Server:
             state.first_failure = f"client {client} in round {round}: {reason}"
         state.client_metrics.update(client_metrics)
         state.strategy = strategy_state(self.algorithm.strategy)
+        state.privacy = pack("privacy", {"protection": self.protection.state(), "audit": self.audit.state()})
         if isinstance(grid, SimulationGrid):
             grid.states.commit()
 

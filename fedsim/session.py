@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import flower
-from fedsim.algorithms.state import load_strategy_state
+from fedsim.algorithms.state import load_strategy_state, unpack
 from fedsim.grids.base import SimulationGrid
 from fedsim.interrupts import Interrupts
 from fedsim.parts import Parts
@@ -88,7 +88,11 @@ class Session:
             first_failure=progress["first_failure"],
             client_metrics={int(client): metrics for client, metrics in progress["client_metrics"].items()},
             strategy=checkpoint.strategy,
+            privacy=checkpoint.privacy,
         )
+        remembered = unpack(*checkpoint.privacy)
+        self.parts.server.protection.load_state(remembered["protection"])
+        self.parts.server.audit.load_state(remembered["audit"])
         self._seconds_before, self._saved = progress["seconds"], progress["round"]
 
     def run(self, config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +119,8 @@ class Session:
             if self.state.round % self.every == 0 or self.state.round == server.rounds:
                 self._checkpoint()
 
+        after = self.state.round if self.state.round else None
+        server.protection.keep_journal(self.folder.path / "privacy_journal.jsonl", after)
         server.on_round, server.interruptible = on_round, self.interrupts.allowed
         self.grid.on_progress = progress.cohort
         try:
@@ -127,6 +133,12 @@ class Session:
             raise
         finally:
             self.grid.close()
+        if self.state.round == 0:
+            raise FedsimError(
+                "the privacy budget does not pay for one round; raise privacy.budget or privacy.noise_multiplier"
+            )
+        if self.state.round > self._saved:  # the budget ended the run before its rounds were over
+            self._checkpoint()
 
     def _stopped(self) -> Stopped:
         done, rounds, path = self.state.round, self.parts.server.rounds, self.folder.path
@@ -154,15 +166,19 @@ class Session:
 
     def _checkpoint(self) -> None:
         state = self.state
-        checkpoint = Checkpoint(state.arrays, self.grid.states.committed, state.strategy, self._progress())
+        checkpoint = Checkpoint(
+            state.arrays, self.grid.states.committed, state.strategy, state.privacy, self._progress()
+        )
         save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
         self._saved = state.round
 
     def _finish(self, facts: dict[str, Any]) -> dict[str, Any]:
         state, population = self.state, self.parts.population
         summary = self._summary() | facts
-        clients = client_columns(population, state.participations, state.failures, state.client_metrics)
-        self.folder.write(summary, state.rows, clients, self.parts.privacy.ledger(), state.arrays, population)
+        protection = self.parts.server.protection
+        epsilons = protection.client_epsilons(population.num_holders)
+        clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
+        self.folder.write(summary, state.rows, clients, protection.ledger(), state.arrays, population)
         return summary
 
     def _summary(self) -> dict[str, Any]:
@@ -171,7 +187,7 @@ class Session:
         best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
         trained = sum(state.participations.values())
         round_seconds = sum(row["seconds"] for row in state.rows)
-        plan = parts.privacy.plan()
+        promised = parts.server.protection.ledger()
         return {
             "experiment": parts.name,
             "seed": parts.server.seed,
@@ -184,9 +200,9 @@ class Session:
             "best_round": best["round"] if best else None,
             "macro_f1": last["macro_f1"],
             "ece": last["ece"],
-            "epsilon": plan["epsilon"],
-            "delta": plan["delta"],
-            "noise_multiplier": plan["noise_multiplier"],
+            "epsilon": promised["epsilon"],
+            "delta": promised["delta"],
+            "noise_multiplier": promised["noise_multiplier"],
             "seconds": self.seconds,
             "client_rounds_per_second": trained / round_seconds if round_seconds else None,
             "peak_memory_mb": peak_memory_mb(),

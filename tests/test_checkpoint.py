@@ -65,7 +65,7 @@ def alike(left: object, right: object) -> bool:
 
 
 def through_a_file(folder: Path, strategy: dict) -> dict:
-    save_checkpoint(folder, 1, Checkpoint({"w": torch.ones(1)}, {}, strategy, {}), keep=1)
+    save_checkpoint(folder, 1, Checkpoint({"w": torch.ones(1)}, {}, strategy, [], {}), keep=1)
     return load_checkpoint(folder).strategy
 
 
@@ -122,7 +122,7 @@ def test_clients_states_come_back(tmp_path: Path) -> None:
     grid = made.grid()
     made.server.run(grid)
     assert len(grid.states.committed) == 8
-    checkpoint = Checkpoint(made.server.state.arrays, grid.states.committed, made.server.state.strategy, {"round": 2})
+    checkpoint = Checkpoint(made.server.state.arrays, grid.states.committed, made.server.state.strategy, [], {"round": 2})
     save_checkpoint(tmp_path, 2, checkpoint, keep=1)
     loaded = load_checkpoint(tmp_path)
     assert loaded.clients.keys() == grid.states.committed.keys() and loaded.progress["round"] == 2
@@ -132,7 +132,7 @@ def test_clients_states_come_back(tmp_path: Path) -> None:
 
 def test_only_the_newest_are_kept_and_half_written_ones_are_not_seen(tmp_path: Path) -> None:
     for round in (1, 2, 9, 10):
-        save_checkpoint(tmp_path, round, Checkpoint({"w": torch.full((1,), float(round))}, {}, {}, {}), keep=2)
+        save_checkpoint(tmp_path, round, Checkpoint({"w": torch.full((1,), float(round))}, {}, {}, [], {}), keep=2)
     (tmp_path / ".round_000011.tmp").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["round_000009", "round_000010"]
     assert load_checkpoint(tmp_path).arrays["w"] == 10
@@ -150,7 +150,7 @@ def finished(run_folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run_folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["arrays.safetensors", "clients.safetensors", "strategy.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["arrays.safetensors", "clients.safetensors", "remembered.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "gone", "empty"])
 def test_a_damaged_checkpoint_is_refused_in_one_sentence(finished: Path, name: str, damage: str) -> None:
     path = checkpoints(finished / "checkpoints")[-1] / name

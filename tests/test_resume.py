@@ -101,10 +101,10 @@ def interrupted_in(round: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of this round."""
     original = Server.play_round
 
-    def play_round(self, grid, nodes, number):
+    def play_round(self, grid, nodes, number, last):
         if number == round:
             raise KeyboardInterrupt
-        return original(self, grid, nodes, number)
+        return original(self, grid, nodes, number, last)
 
     monkeypatch.setattr(Server, "play_round", play_round)
 

@@ -9,7 +9,7 @@ import torch
 from flwr.app import Array, Message, MessageType, MetricRecord, RecordDict
 
 from fedsim import flower
-from fedsim.rounds import Outcome
+from fedsim.rounds import Outcome, fault
 from fedsim.types import Params
 
 MODEL: Params = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
@@ -41,7 +41,7 @@ def with_bytes(message: Message) -> None:
 
 def test_a_good_reply_is_taken() -> None:
     outcome = Outcome()
-    outcome.take(reply(MODEL, GOOD), 3, MODEL)
+    outcome.take(reply(MODEL, GOOD), 3, lambda one: fault(one, MODEL))
     assert (list(outcome.metrics), outcome.failed, len(outcome.replies)) == ([3], {}, 1)
 
 
@@ -61,6 +61,6 @@ def test_a_good_reply_is_taken() -> None:
 )
 def test_a_bad_reply_is_a_failure_of_its_client(message: Message, words: str) -> None:
     outcome = Outcome()
-    outcome.take(message, 3, MODEL)
+    outcome.take(message, 3, lambda one: fault(one, MODEL))
     assert words in outcome.failed[3]
     assert (outcome.metrics, outcome.replies) == ({}, [])

@@ -25,7 +25,8 @@ class Algorithm(NamedTuple):
     linear: the aggregate depends on the replies only through their weighted mean, so a chunk of clients may send one
     mean. pools_data: there is one client that holds everybody's data (the central baseline). shares_model: False where
     every client keeps a model of its own. min_cohort: fewer replies than this cannot be aggregated. steps_buffers:
-    the server's optimiser moves buffers as if they were weights, which a running variance does not bear.
+    the server's optimiser moves buffers as if they were weights, which a running variance does not bear. one_vector: False
+    where a client sends numbers of its own beside the update, which no privacy mechanism covers.
     """
 
     strategy: Strategy
@@ -35,6 +36,7 @@ class Algorithm(NamedTuple):
     shares_model: bool = True
     min_cohort: int = 1
     steps_buffers: bool = False
+    one_vector: bool = True
 
 
 def as_algorithm(part: object) -> Algorithm:

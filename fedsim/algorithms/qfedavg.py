@@ -29,4 +29,4 @@ def qfedavg(q: float, client_lr: float) -> Algorithm:
     require_number("strategy.q", q, low=0)
     require_number("strategy.client_lr", client_lr, above=0)
     strategy = QFedAvg(client_lr, q, LOSS_KEY, **TAKE_ALL_SHOWN)
-    return Algorithm(strategy, ReportsReceivedLoss(), steps_buffers=True)
+    return Algorithm(strategy, ReportsReceivedLoss(), steps_buffers=True, one_vector=False)

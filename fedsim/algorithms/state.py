@@ -23,13 +23,13 @@ def strategy_state(strategy: Strategy) -> State:
     own = getattr(strategy, "state_dict", None)
     held = own() if own is not None else vars(strategy)
     return {
-        name: _pack(f"{type(strategy).__name__}.{name}", value) for name, value in held.items() if not callable(value)
+        name: pack(f"{type(strategy).__name__}.{name}", value) for name, value in held.items() if not callable(value)
     }
 
 
 def load_strategy_state(strategy: Strategy, state: State) -> None:
     """Put back what `strategy_state` gave."""
-    values = {name: _unpack(*packed) for name, packed in state.items()}
+    values = {name: unpack(*packed) for name, packed in state.items()}
     own = getattr(strategy, "load_state_dict", None)
     if own is not None:
         own(values)
@@ -37,7 +37,8 @@ def load_strategy_state(strategy: Strategy, state: State) -> None:
         vars(strategy).update(values)
 
 
-def _pack(where: str, value: Any) -> list[Any]:
+def pack(where: str, value: Any) -> list[Any]:
+    """A value as [kind, value]; `where` names it in the error for what a checkpoint cannot hold."""
     if isinstance(value, ArrayRecord):
         return ["record", {name: array.numpy() for name, array in value.items()}]
     if value is None or isinstance(value, bool | int | float | str):
@@ -45,20 +46,21 @@ def _pack(where: str, value: Any) -> list[Any]:
     if isinstance(value, np.ndarray | np.generic):
         return ["array", np.array(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return ["dict", {key: _pack(where, item) for key, item in value.items()}]
+        return ["dict", {key: pack(where, item) for key, item in value.items()}]
     if isinstance(value, list | tuple):
-        return ["list", [_pack(where, item) for item in value]]
+        return ["list", [pack(where, item) for item in value]]
     raise FedsimError(
         f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; keep numbers and arrays there, "
         "or give the strategy state_dict() and load_state_dict()"
     )
 
 
-def _unpack(kind: str, value: Any) -> Any:
+def unpack(kind: str, value: Any) -> Any:
+    """What `pack` was given."""
     if kind == "record":
         return ArrayRecord({name: Array(array) for name, array in value.items()})
     if kind == "dict":
-        return {key: _unpack(*item) for key, item in value.items()}
+        return {key: unpack(*item) for key, item in value.items()}
     if kind == "list":
-        return [_unpack(*item) for item in value]
+        return [unpack(*item) for item in value]
     return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
@@ -29,6 +30,7 @@ class MemoryStates:
     def __init__(self) -> None:
         self.committed: dict[int, Params] = {}
         self._pending: dict[int, Params] = {}
+        self._memories: dict[int, dict[str, Any]] = {}
 
     def get(self, client: int) -> Params:
         """The newest: of the round under way where the client took part in it."""
@@ -39,8 +41,16 @@ class MemoryStates:
         if state:
             self._pending[client] = {name: array.cpu() for name, array in state.items()}
 
+    def memory(self, client: int) -> dict[str, Any]:
+        """What a client keeps for a conversation within a round (keys, shares); never in a checkpoint."""
+        return self._memories.setdefault(client, {})
+
+    def remember(self, client: int, memory: dict[str, Any]) -> None:
+        """It is kept already."""
+
     def commit(self) -> None:
         """The round is over: its states count."""
+        self._memories.clear()
         self.committed.update(self._pending)
         self._pending.clear()
 
@@ -145,13 +155,9 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
     if flower.METRICS in content:
         return [Message(content, reply_to=chunk[0]), *replies]
     for client in flower.column(record, "id"):
-        own = RecordDict(
-            {
-                flower.ARRAYS: content[f"{flower.ARRAYS}/{client}"],
-                flower.METRICS: content[f"{flower.METRICS}/{client}"],
-                flower.CLIENTS: _row(record, client),
-            }
-        )
+        names = [name for name in content if name.endswith(f"/{client}")]
+        own = RecordDict({name.partition("/")[0]: content[name] for name in names})
+        own[flower.CLIENTS] = _row(record, client)
         replies.append(Message(own, reply_to=to[client]))
     return sorted(replies, key=lambda message: message.metadata.src_node_id)
 

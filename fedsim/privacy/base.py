@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from fedsim.training import LocalTraining
-from fedsim.transforms import Transform
+from fedsim.transforms import Transform, on_device
 from fedsim.types import Params
 
 if TYPE_CHECKING:
@@ -54,17 +55,20 @@ class Protection:
     """No mechanism: every update is sent as it is. Subclasses override what theirs needs.
 
     unit: what is protected (example, client), or None. sums: clients send transformed updates of equal weight, which are
-    summed and released by `release`; else each sends the model that it trained. local_steps: how devices train privately.
+    summed and released by `release`, over the fixed `denominator`; else each sends the model that it trained. local_steps: how
+    devices train privately. noise_removed: the noise is left out while the claim stands, for an audit to find out.
     """
 
     unit: str | None = None
     sums: bool = False
+    denominator: float = 1.0
+    noise_removed: bool = False
     transforms: tuple[Transform, ...] = ()
     local_steps: DPSGD | None = None
 
-    def last_round(self, rounds: int) -> int:
-        """The last of `rounds` that the budget pays for."""
-        return rounds
+    def rounds_left(self, most: int) -> int:
+        """How many more rounds the budget pays for, at most `most`."""
+        return most
 
     def eligible(self, round: int) -> np.ndarray | None:
         """Clients that may still take part in this round, ascending; None for all."""
@@ -73,12 +77,34 @@ class Protection:
     def charge(self, round: int, cohort: np.ndarray) -> None:
         """Write down that this round will be released with this cohort; called before anything is sent."""
 
+    def keep_journal(self, path: Path, resumed_after: int | None) -> None:
+        """Where releases are written down before they happen. resumed_after: the round of the checkpoint gone on from."""
+
+    def broadcast(self) -> dict[str, float]:
+        """Numbers that devices must know this round, sent beside the model."""
+        return {}
+
+    def heed(self, numbers: Mapping[str, Any]) -> None:
+        """On the device: take in what was broadcast."""
+
     def open_round(self, round: int, cohort: np.ndarray, ask: Ask) -> None:
         """What must be said between server and clients before training."""
 
     def answer(self, client: int, phase: str, payload: Payload, memory: dict[str, Any]) -> Payload:
         """A client's side of that conversation. memory: what this client keeps on its device, for it to change."""
         return {}
+
+    def on_device(self, update: Params, client: int, round: int, memory: dict[str, Any]) -> Params:
+        """What leaves the device of an update. Raises FedsimError where nothing can: the client then drops out."""
+        return on_device(self.transforms, update, client, round)
+
+    def sent(self, like: Params) -> Params:
+        """Arrays of the names, shapes and types that one client sends, by the model's own."""
+        return like
+
+    def refusal(self, arrays: Params) -> str | None:
+        """What is wrong with one client's arrays as they came over the wire; None where nothing is."""
+        return None
 
     def close_round(self, round: int, survivors: np.ndarray, ask: Ask) -> None:
         """What must be said after training, when it is known whose updates arrived."""
@@ -105,6 +131,7 @@ class Protection:
             "delta": None,
             "epsilon": None,
             "epsilon_by": {"pld": None, "rdp": None, "prv": None},
+            "warnings": [],
         }
 
     def ledger(self) -> dict[str, Any]:

@@ -16,15 +16,16 @@ import torch
 from fedsim.results.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.types import FedsimError, Params
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Checkpoint(NamedTuple):
-    """arrays: the server's. clients: state by client. strategy: see `algorithms/state.py`. progress: the rest, as JSON."""
+    """arrays: the server's. clients: state by client. strategy, privacy: see `algorithms/state.py`. progress: the rest, as JSON."""
 
     arrays: Params
     clients: dict[int, Params]
     strategy: dict[str, Any]
+    privacy: list[Any]
     progress: dict[str, Any]
 
 
@@ -33,13 +34,14 @@ def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int)
     path = folder / f"round_{round:06d}"
     temporary = folder / f".round_{round:06d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    strategy_arrays: Params = {}
+    remembered: Params = {}
     write_arrays(temporary / "arrays.safetensors", checkpoint.arrays)
-    strategy = _take_arrays(checkpoint.strategy, strategy_arrays)
-    write_arrays(temporary / "strategy.safetensors", strategy_arrays)
+    strategy, privacy = (_take_arrays(part, remembered) for part in (checkpoint.strategy, checkpoint.privacy))
+    write_arrays(temporary / "remembered.safetensors", remembered)
     clients = {f"{client}/{name}": a for client, state in checkpoint.clients.items() for name, a in state.items()}
     write_arrays(temporary / "clients.safetensors", clients)
-    write_json(temporary / "state.json", {"format": FORMAT, "strategy": strategy, **checkpoint.progress})
+    parts = {"format": FORMAT, "strategy": strategy, "privacy": privacy}
+    write_json(temporary / "state.json", parts | checkpoint.progress)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
     _sync_folder(folder)
@@ -67,17 +69,17 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew"
         )
     arrays, states, remembered = (
-        read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "clients", "strategy")
+        read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "clients", "remembered")
     )
     clients: dict[int, Params] = {}
     try:
         for key, array in states.items():
             client, name = key.split("/", 1)
             clients.setdefault(int(client), {})[name] = array
-        strategy = _give_arrays(progress.pop("strategy"), remembered)
+        strategy, privacy = (_give_arrays(progress.pop(part), remembered) for part in ("strategy", "privacy"))
     except (KeyError, ValueError) as error:
         raise FedsimError(f"{what}: {path} is corrupt (its files do not fit each other); it cannot be used") from error
-    return Checkpoint(arrays, clients, strategy, progress)
+    return Checkpoint(arrays, clients, strategy, privacy, progress)
 
 
 def _take_arrays(value: Any, into: Params) -> Any:

@@ -17,7 +17,7 @@ from fedsim.data.population import Population
 from fedsim.results.files import read_json, write_arrays, write_json, write_table
 from fedsim.types import Params
 
-VERSIONED = ("torch", "flwr", "numpy", "opacus", "hydra-core", "flwr-datasets", "safetensors")
+VERSIONED = ("torch", "flwr", "numpy", "opacus", "dp-accounting", "hydra-core", "flwr-datasets", "safetensors")
 
 
 class RunFolder:
@@ -93,8 +93,9 @@ def client_columns(
     participations: Mapping[int, int],
     failures: Mapping[int, int],
     metrics: Mapping[int, Mapping[str, float]],
+    epsilons: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """clients.parquet: what each client held, how often it took part, and how the model does on its held-out rows."""
+    """clients.parquet: what each client held, how often it took part, how the model does on its held-out rows, its epsilon."""
     import pyarrow as pa
 
     ids = range(population.num_holders)
@@ -112,7 +113,7 @@ def client_columns(
         "failures": pa.array([failures.get(client, 0) for client in ids], pa.int32()),
         "accuracy": pa.array([_metric(metrics, client, "accuracy") for client in ids], pa.float64()),
         "loss": pa.array([_metric(metrics, client, "loss") for client in ids], pa.float64()),
-        "epsilon": pa.nulls(len(ids), pa.float64()),
+        "epsilon": pa.nulls(len(ids), pa.float64()) if epsilons is None else pa.array(epsilons, pa.float64()),
     }
 
 

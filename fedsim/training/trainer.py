@@ -7,14 +7,17 @@ trains is its own business; the next engine goes in here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fedsim import rng
+from fedsim.training import per_example
 from fedsim.training.client_half import ClientHalf, Device
+from fedsim.training.dpsgd import DPSGD, KEPT, PrivateSteps
 from fedsim.training.objectives import Objective
 from fedsim.training.settings import LocalTraining
 from fedsim.training.steps import clip_gradients, make_step
@@ -25,7 +28,8 @@ class ClientUpdate(NamedTuple):
     """What one client's training gave.
 
     arrays: the trained arrays; they are the trainer's own and hold until the next update is asked for: use or copy them.
-    metrics: numbers to send, `train_loss` (mean over the round's examples) among them. state: to keep on the device.
+    metrics: numbers to send, `train_loss` (mean over the round's examples) among them unless training is private. state: to
+    keep on the device.
     """
 
     client: int
@@ -43,12 +47,28 @@ class ClientFailure(NamedTuple):
     reason: str
 
 
+class LocalSteps(AbstractContextManager["LocalSteps"], Protocol):
+    """A kind of local training: plain SGD and DP-SGD differ in how a batch is drawn and in what gradient it gives."""
+
+    def batches(self) -> Iterator[Any]:
+        """One a step, drawn when it is asked for."""
+
+    def gradients(self, batch: Any) -> list[Tensor]:
+        """Of a batch, at the weights as they are now; in the order of the weights, for the caller to change."""
+
+    def metrics(self) -> dict[str, float]:
+        """What may be sent of the round's training."""
+
+    def keeps(self) -> Params:
+        """What this kind, not the algorithm, keeps on the device."""
+
+
 @dataclass
 class Trainer:
     """Trains clients one at a time on one module, which is loaded anew for each.
 
     model: on the training device. seed: the run's. smallest_batch: a shorter last batch is left out (BatchNorm cannot
-    train on one example).
+    train on one example). local_steps: train by DP-SGD; None: plainly.
     """
 
     model: nn.Module
@@ -57,6 +77,8 @@ class Trainer:
     client_half: ClientHalf
     seed: int
     smallest_batch: int = 1
+    local_steps: DPSGD | None = None
+    _way: str | None = field(default=None, init=False, repr=False)
 
     def train(
         self,
@@ -77,43 +99,108 @@ class Trainer:
     def _train_one(self, received: Params, data: ClientData, state: Params, round: int) -> ClientUpdate:
         if len(data.x) == 0:
             raise FedsimError("it has no training examples")
-        load_arrays(self.model, self.client_half.initial(received, state))
-        device = Device(self.model, self.objective, data, received, state)
+        kept = {name: array for name, array in state.items() if name != KEPT}
+        load_arrays(self.model, self.client_half.initial(received, kept))
+        device = Device(self.model, self.objective, data, received, kept)
         self.model.train()
         with rng.seeded_globally(self.seed, round, data.client, "model"):
             metrics = self.client_half.begin(device)
-            steps, loss = self._fit(data, round)
+            if metrics and self.local_steps is not None:
+                raise FedsimError(
+                    f"the strategy would send {', '.join(metrics)} beside the update, which DP-SGD does not cover; "
+                    "use another strategy=..., or privacy=none"
+                )
+            kind = self._kind(data, state, round)
+            steps = self._fit(kind, round)
         arrays = model_arrays(self.model)
         if not all_finite(arrays.values()):
             raise FedsimError(
                 f"its update is not finite after {steps} steps; lower client.lr or set client.max_grad_norm"
             )
-        state = self.client_half.finish(device, steps, self.settings.lr_in(round))
-        return ClientUpdate(data.client, arrays, len(data.x), steps, {"train_loss": loss, **metrics}, state)
+        finished = self.client_half.finish(device, steps, self.settings.lr_in(round))
+        return ClientUpdate(
+            data.client, arrays, len(data.x), steps, {**kind.metrics(), **metrics}, {**finished, **kind.keeps()}
+        )
 
-    def _fit(self, data: ClientData, round: int) -> tuple[int, float]:
-        """Run the round's steps on the loaded model; gives their number and the mean loss over them."""
-        settings = self.settings
-        weights: list[Tensor] = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def _kind(self, data: ClientData, state: Params, round: int) -> LocalSteps:
+        """This client's steps of this round."""
+        if self.local_steps is None:
+            generator = rng.generator(self.seed, round, data.client, "batches")
+            return PlainSteps(self.model, self.objective, self.settings, data, generator, self.smallest_batch)
+        if self._way is None:
+            self._way = per_example.choose(self.local_steps.way, self.model, self.objective, data.x, data.y)
+        model, objective, settings = self.model, self.objective, self.settings
+        return PrivateSteps(self.local_steps, self._way, model, objective, settings, data, state, round)
+
+    def _fit(self, kind: LocalSteps, round: int) -> int:
+        """Run the round's steps on the loaded model; gives their number."""
+        settings, steps = self.settings, 0
+        weights = trained_weights(self.model)
         anchors = [weight.detach().clone() for weight in weights]
         step = make_step(settings, weights, settings.lr_in(round))
-        total, count, steps = torch.zeros((), device=data.x.device), 0, 0
-        generator = rng.generator(self.seed, round, data.client, "batches")
-        for rows in batches(len(data.x), settings, generator, self.smallest_batch):
-            x, y = (data.x, data.y) if rows is None else (data.x[rows], data.y[rows])
-            loss = self.objective(self.model(x), y)
-            gradients = distinct(torch.autograd.grad(loss, weights, materialize_grads=True))
-            self.client_half.correct(gradients, weights, anchors)
-            if settings.max_grad_norm is not None:
-                clip_gradients(gradients, settings.max_grad_norm)
-            step(weights, gradients)
-            total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
-            count, steps = count + len(x), steps + 1
-        if steps == 0:
+        with kind:
+            for batch in kind.batches():
+                gradients = kind.gradients(batch)
+                self.client_half.correct(gradients, weights, anchors)
+                if settings.max_grad_norm is not None:
+                    clip_gradients(gradients, settings.max_grad_norm)
+                step(weights, gradients)
+                steps += 1
+        return steps
+
+
+class PlainSteps:
+    """Plain SGD: shuffled batches, and the gradient of their mean loss."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: LocalTraining,
+        data: ClientData,
+        generator: torch.Generator,
+        smallest_batch: int,
+    ) -> None:
+        self.model, self.objective, self.settings, self.data = model, objective, settings, data
+        self.generator, self.smallest_batch = generator, smallest_batch
+        self.weights = trained_weights(model)
+        self.total, self.count = torch.zeros((), device=data.x.device), 0
+
+    def __enter__(self) -> PlainSteps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was opened."""
+
+    def batches(self) -> Iterator[Tensor | None]:
+        """See `batches`; at least one."""
+        yield from batches(len(self.data.x), self.settings, self.generator, self.smallest_batch)
+        if self.count == 0:
             raise FedsimError(
-                f"its {len(data.x)} examples make no batch of {self.smallest_batch}, the least this model trains on"
+                f"its {len(self.data.x)} examples make no batch of {self.smallest_batch}, the least this model trains on"
             )
-        return steps, float(total) / count
+
+    def gradients(self, rows: Tensor | None) -> list[Tensor]:
+        """Of the batch's mean loss."""
+        x, y = (self.data.x, self.data.y) if rows is None else (self.data.x[rows], self.data.y[rows])
+        loss = self.objective(self.model(x), y)
+        gradients = distinct(torch.autograd.grad(loss, self.weights, materialize_grads=True))
+        self.total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
+        self.count += len(x)
+        return gradients
+
+    def metrics(self) -> dict[str, float]:
+        """The mean loss over the round's examples."""
+        return {"train_loss": float(self.total) / self.count}
+
+    def keeps(self) -> Params:
+        """Nothing."""
+        return {}
+
+
+def trained_weights(model: nn.Module) -> list[Tensor]:
+    """The parameters that training changes."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def distinct(gradients: Sequence[Tensor]) -> list[Tensor]:

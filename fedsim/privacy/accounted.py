@@ -1,0 +1,230 @@
+"""What the client-level mechanisms share: keys checked, noise solved for, every round written down before its release."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.checks import require_int, require_number, shown
+from fedsim.privacy import accounting
+from fedsim.privacy.base import Protection, Setting
+from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.noise import NoiseSource
+from fedsim.types import FedsimError
+
+OUTSIDE = (
+    "Measurements of the simulation are outside the guarantee: the accuracy on clients' held-out examples, clients.parquet and "
+    "lineage.parquet are taken from the data in clear."
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The keys that every mechanism has: how much is promised, and from where the noise is drawn.
+
+    epsilon: noise is solved for it, and it is the budget; or noise_multiplier, and `budget` stops the run (None: no stop).
+    """
+
+    epsilon: float | None
+    noise_multiplier: float | None
+    delta: float
+    budget: float | None
+    secure_rng: bool
+
+    def __post_init__(self) -> None:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            both = "both are given" if self.epsilon is not None else "neither is given"
+            raise FedsimError(
+                f"privacy.epsilon and privacy.noise_multiplier exclude each other and {both}; give one, as in privacy.epsilon=4"
+            )
+        if self.epsilon is not None:
+            require_number("privacy.epsilon", self.epsilon, above=0)
+            if self.budget is not None:
+                raise FedsimError(
+                    f"privacy.budget={self.budget:g} beside privacy.epsilon={self.epsilon:g}, which is a budget already; leave one out"
+                )
+        if self.noise_multiplier is not None:
+            require_number("privacy.noise_multiplier", self.noise_multiplier, low=0)
+        if self.budget is not None:
+            require_number("privacy.budget", self.budget, above=0)
+        require_number("privacy.delta", self.delta, above=0, below=1)
+        if not isinstance(self.secure_rng, bool):
+            raise FedsimError(f"privacy.secure_rng={shown(self.secure_rng)} is neither true nor false; give one of them")
+
+    @property
+    def limit(self) -> float | None:
+        """The epsilon that the run may not exceed."""
+        return self.epsilon if self.epsilon is not None else self.budget
+
+    def check_delta(self, number: int, what: str) -> None:
+        """Refuse a delta that would allow one of `number` to be given away whole."""
+        if self.delta >= 1 / max(number, 1):
+            raise FedsimError(
+                f"privacy.delta={self.delta:g} is not below 1/{number} ({what}), which protects no one; "
+                f"lower it, as in privacy.delta={0.1 / max(number, 1):.0e}"
+            )
+
+
+def check_max_participations(value: int | None) -> None:
+    """At least one round a client, or None for no limit."""
+    if value is not None:
+        require_int("privacy.max_participations", value, low=1)
+
+
+def refuse_setting(setting: Setting, unit: str, *, linear: bool) -> None:
+    """Refuse an algorithm that sends more than one bounded vector, or (where updates are summed) needs more than the sum."""
+    if unit != "example" and setting.num_clients < 2:
+        raise FedsimError(
+            f"privacy={unit} hides one client among others and there is one; raise population.num_clients, or use privacy=example"
+        )
+    if linear and not setting.linear:
+        raise FedsimError(
+            f"strategy={setting.strategy} needs each client's own update, and privacy={unit} releases their sum alone; "
+            "use strategy=fedavg, fedavgm, fedadam, fedyogi, fedadagrad or fedprox, or privacy=local"
+        )
+    if not setting.one_vector:
+        raise FedsimError(
+            f"strategy={setting.strategy} makes clients send numbers beside their update, which privacy={unit} does not cover; "
+            "use strategy=fedavg or another that sends the update alone"
+        )
+
+
+class Accounted(Protection):
+    """A mechanism whose every release is alike, so that a count of releases is all an accountant needs.
+
+    Where participation is public (no sampling hides it) a client spends only in its own rounds, at most
+    `max_participations`; else all clients spend in every round.
+    """
+
+    adjacency_words = ""
+    trust = ""
+    against = ""
+    name = ""
+
+    def __init__(
+        self, keys: Budget, setting: Setting, mechanism: accounting.Mechanism, max_participations: int | None
+    ) -> None:
+        self.keys, self.setting, self.max_participations = keys, setting, max_participations
+        self.public = max_participations is not None or setting.sampling == "all"
+        self.source = NoiseSource(setting.seed, keys.secure_rng)
+        self.book = Ledger(repeats_count=keys.secure_rng or not setting.deterministic)
+        self.warnings: list[str] = []
+        z = keys.noise_multiplier
+        if z is None:
+            assert keys.epsilon is not None
+            z = accounting.solve(mechanism, self.planned, keys.epsilon, keys.delta)
+        self.mechanism = replace(mechanism, noise_multiplier=z)  # type: ignore[type-var]
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the clipping norm; `noise_removed` does not change the claim."""
+        return self.mechanism.noise_multiplier
+
+    @property
+    def noise_scale(self) -> float:
+        """What the noise is really drawn with: the same, unless it was removed on purpose."""
+        return 0.0 if self.noise_removed else self.noise_multiplier
+
+    @property
+    def planned(self) -> int:
+        """Releases that the worst client pays for when all rounds are run."""
+        rounds = self.setting.rounds
+        return rounds if self.max_participations is None else min(rounds, self.max_participations)
+
+    @property
+    def spent_count(self) -> int:
+        """Releases that the worst client has paid for so far."""
+        if not self.public:
+            return self.book.releases
+        return max(self.book.charges.values(), default=0)
+
+    def rounds_left(self, most: int) -> int:
+        """By the budget; where clients pay for their own rounds, those that cannot pay are not eligible instead."""
+        if self.keys.limit is None or self.max_participations is not None:
+            return most
+        spent = self.spent_count
+        return max(accounting.affordable(self.mechanism, self.keys.limit, self.keys.delta, spent + most) - spent, 0)
+
+    def eligible(self, round: int) -> np.ndarray | None:
+        """Those that have not reached `max_participations`, nor what the budget pays for."""
+        if self.max_participations is None:
+            return None
+        limit = self.max_participations
+        if self.keys.limit is not None:
+            limit = accounting.affordable(self.mechanism, self.keys.limit, self.keys.delta, limit)
+        return self.book.at_most(self.setting.num_clients, limit)
+
+    def keep_journal(self, path: Path, resumed_after: int | None) -> None:
+        """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
+        self.book.journal = path
+        if resumed_after is not None:
+            self.book.recount(path, resumed_after)
+
+    def charge(self, round: int, cohort: np.ndarray) -> None:
+        """In the journal first, then in the book."""
+        self.book.charge(round, cohort.tolist())
+
+    def client_epsilons(self, num_clients: int) -> np.ndarray | None:
+        """Everyone's is the same where sampling hides who took part; else each its own."""
+        counts = [self.book.charges.get(client, 0) if self.public else self.book.releases for client in range(num_clients)]
+        return self.epsilons_at(np.array(counts))
+
+    def epsilons_at(self, counts: np.ndarray) -> np.ndarray:
+        """Epsilon after so many releases, for each number."""
+        known = {int(n): accounting.spend(self.mechanism, int(n), self.keys.delta).epsilon for n in np.unique(counts)}
+        return np.array([known[int(n)] for n in counts])
+
+    def columns(self) -> dict[str, Any]:
+        """Epsilon after this round, of the client that has spent most."""
+        return {"epsilon": accounting.epsilons_after(self.mechanism, [self.spent_count], self.keys.delta)[0]}
+
+    def describe(self, count: int) -> dict[str, Any]:
+        """The keys that plan.json and privacy.json share, after `count` releases."""
+        spent = accounting.spend(self.mechanism, count, self.keys.delta)
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "unit": self.unit,
+            "adjacency": self.mechanism.adjacency,
+            "accountant": spent.accountant,
+            "delta": self.keys.delta,
+            "epsilon": spent.epsilon if np.isfinite(spent.epsilon) else None,
+            "epsilon_by": {name: spent.by.get(name) for name in ("pld", "rdp", "prv")},
+        }
+
+    def plan(self) -> dict[str, Any]:
+        """For all rounds."""
+        return {**self.describe(self.planned), "warnings": self.warnings}
+
+    def details(self) -> dict[str, Any]:
+        """What privacy.json says beside the promise: sensitivity, denominator and the like."""
+        return {}
+
+    def ledger(self) -> dict[str, Any]:
+        """For the rounds that were released."""
+        removed = ["The noise was removed on purpose (audit.remove_noise=true): nothing is protected in this run."]
+        no_noise = ["The noise multiplier is 0, so no epsilon can be stated."] if self.noise_multiplier == 0 else []
+        return {
+            "mechanism": self.name,
+            **self.describe(self.spent_count),
+            **self.details(),
+            "rounds": self.book.releases,
+            "rounds_planned": self.setting.rounds,
+            "participations": {"most": max(self.book.charges.values(), default=0), "limit": self.max_participations},
+            "budget": self.keys.limit,
+            "generator": self.source.generator,
+            "trust": self.trust,
+            "against": self.against,
+            "caveats": [*(removed if self.noise_removed else []), *no_noise, *self.warnings, OUTSIDE],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What was spent, and the noise that was promised: more rounds do not make it larger."""
+        return {"noise_multiplier": self.noise_multiplier, "ledger": self.book.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See Protection."""
+        self.mechanism = replace(self.mechanism, noise_multiplier=float(state["noise_multiplier"]))  # type: ignore[type-var]
+        self.book.load_state(state["ledger"])
