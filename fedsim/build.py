@@ -21,15 +21,16 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
 from fedsim.make import make, not_made
-from fedsim.models.build import build_model, load_initial_weights, mixing_layers, refuse_mixing
+from fedsim.models.build import build_model, load_initial_weights, made_up_batch, mixing_layers, refuse_mixing
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
-from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.privacy.base import Setting
+from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler, Sampler
 from fedsim.server import Server
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.evaluation import metrics_of, predict
+from fedsim.training.per_example import choose
 from fedsim.training.trainer import load_arrays, model_arrays
 from fedsim.types import FedsimError, Params
 
@@ -90,6 +91,9 @@ def build(cfg: DictConfig) -> Parts:
     protection = privacy.protect(setting)
     if protection.unit is not None:
         refuse_mixing(model, f"privacy={privacy_name(cfg)}")
+    if protection.local_steps is not None:
+        x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 3))
+        choose(protection.local_steps.way, model, OBJECTIVES[dataset.task], x, y)  # refused here if at all
     audit.begin(setting, protection, model_arrays(model))
     protection.noise_removed = audit.remove_noise
     trainer = Trainer(

@@ -130,7 +130,9 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     for update in updates:
         leaving = update
         if isinstance(update, ClientUpdate) and protection.transforms:
-            leaving = what_leaves(protection, update, received, round, states.memory(update.client))
+            memory = states.memory(update.client)
+            leaving = what_leaves(protection, update, received, round, memory)
+            states.remember(update.client, memory)
         if isinstance(leaving, ClientFailure):
             if not chunked:
                 raise FedsimError(leaving.reason)

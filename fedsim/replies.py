@@ -36,9 +36,7 @@ class Reply:
             self.records[update.client] = flower.to_record(update.arrays)
             return
         if not self.sum:
-            self.sum = {
-                name: zeros_like(a, dtype=flower.travels_as(a.dtype)) for name, a in update.arrays.items()
-            }
+            self.sum = {name: zeros_like(a, dtype=flower.travels_as(a.dtype)) for name, a in update.arrays.items()}
         weight = float(metrics[self.fold])
         self.weight += weight
         for name, total in self.sum.items():

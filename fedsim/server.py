@@ -30,9 +30,6 @@ from fedsim.training.evaluation import across_clients, finite_or_none
 from fedsim.training.trainer import all_finite
 from fedsim.types import FedsimError, Params
 
-CANARY = -2
-"""The `client` of an audit's own: none of the population."""
-
 
 @dataclass
 class Server:
@@ -140,7 +137,9 @@ class Server:
         ]
         with self.interruptible():
             replies = [r for r in grid.send_and_receive(messages, timeout=self.timeout) if not r.has_error()]
-        return {nodes.client(r.metadata.src_node_id): dict(flower.record_of(r.content, flower.PAYLOAD)) for r in replies}
+        return {
+            nodes.client(r.metadata.src_node_id): dict(flower.record_of(r.content, flower.PAYLOAD)) for r in replies
+        }
 
     def _released(self, round: int, outcome: Outcome) -> Message:
         """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""
@@ -156,11 +155,12 @@ class Server:
         """The mechanism's release, with the audit's canaries in the sum, where there are any, and its eyes on the result."""
         known = {name: array.clone() for name, array in total.items()}
         for update in self.audit.join(round):
-            for name, array in self.protection.on_device(update, CANARY, round, {}).items():
+            for name, array in self.protection.canary(update, round).items():
                 total[name] += array
         mean = self.protection.release(total, round)
         denominator = self.protection.denominator
-        self.audit.observe(round, {name: array * denominator - known[name] for name, array in mean.items()})
+        if known.keys() >= mean.keys():  # a masked sum says nothing before its server half
+            self.audit.observe(round, {name: array * denominator - known[name] for name, array in mean.items()})
         return mean
 
     def _aggregate(self, round: int, outcome: Outcome) -> Params:

@@ -15,11 +15,16 @@ from fedsim.grids.base import SimulationGrid
 from fedsim.interrupts import Interrupts
 from fedsim.parts import Parts
 from fedsim.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fedsim.results.formats import DASH
 from fedsim.results.progress import Progress
 from fedsim.results.run import RunFolder, client_columns, host, peak_memory_mb, versions
 from fedsim.rounds import Row, ServerState
 from fedsim.server import make_server_app
+from fedsim.subject import subject_of
 from fedsim.types import FedsimError
+
+AUDIT_KEYS = ("kind", "verdict", "claimed", "observed", "confidence", "canaries")
+"""Of audit.json, what summary.json repeats."""
 
 
 class Stopped(FedsimError):
@@ -174,20 +179,35 @@ class Session:
 
     def _finish(self, facts: dict[str, Any]) -> dict[str, Any]:
         state, population = self.state, self.parts.population
-        summary = self._summary() | facts
         protection = self.parts.server.protection
+        ledger = protection.ledger()
+        evidence = self._audit(ledger)
+        summary = self._summary(ledger) | facts
+        summary["audit"] = {key: evidence.get(key) for key in AUDIT_KEYS} if evidence else None
         epsilons = protection.client_epsilons(population.num_holders)
         clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
-        self.folder.write(summary, state.rows, clients, protection.ledger(), state.arrays, population)
+        self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence)
         return summary
 
-    def _summary(self) -> dict[str, Any]:
+    def _audit(self, ledger: dict[str, Any]) -> dict[str, Any]:
+        """What the audit says, empty without one. Where it refutes the promise, the ledger makes none any more."""
+        server = self.parts.server
+        if server.audit.needs_subject:
+            server.audit.examine(subject_of(self.parts))
+        mechanism = getattr(server.protection, "mechanism", None)
+        evidence = server.audit.finish(ledger["epsilon"], ledger["delta"] or 0.0, mechanism)
+        if evidence.get("verdict") == "FAIL":
+            ledger["refuted_epsilon"], ledger["epsilon"] = ledger["epsilon"], None
+            claimed, observed = (f"{evidence[key]:.4g}" for key in ("claimed", "observed"))
+            ledger["caveats"].insert(0, f"The audit refutes epsilon = {claimed}: at least {observed} was observed.")
+        return evidence
+
+    def _summary(self, ledger: dict[str, Any]) -> dict[str, Any]:
         parts, state, dataset = self.parts, self.state, self.parts.population.dataset
         last = state.rows[-1]
         best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
         trained = sum(state.participations.values())
         round_seconds = sum(row["seconds"] for row in state.rows)
-        promised = parts.server.protection.ledger()
         return {
             "experiment": parts.name,
             "seed": parts.server.seed,
@@ -200,9 +220,9 @@ class Session:
             "best_round": best["round"] if best else None,
             "macro_f1": last["macro_f1"],
             "ece": last["ece"],
-            "epsilon": promised["epsilon"],
-            "delta": promised["delta"],
-            "noise_multiplier": promised["noise_multiplier"],
+            "epsilon": ledger["epsilon"],
+            "delta": ledger["delta"],
+            "noise_multiplier": ledger["noise_multiplier"],
             "seconds": self.seconds,
             "client_rounds_per_second": trained / round_seconds if round_seconds else None,
             "peak_memory_mb": peak_memory_mb(),
@@ -246,6 +266,12 @@ def closing_line(summary: dict[str, Any], path: Path) -> str:
     """What a finished run says on standard output."""
     judged = [f"{name} {summary[name]:.4g}" for name in ("accuracy", "loss") if summary[name] is not None]
     words = [*judged, f"{summary['rounds']} rounds", f"{summary['seconds']:.0f} s"]
+    if summary["epsilon"] is not None:
+        words.append(f"epsilon {summary['epsilon']:.3g} at delta {summary['delta']:g}")
+    if audit := summary.get("audit"):
+        claimed, observed = (DASH if audit[key] is None else f"{audit[key]:.3g}" for key in ("claimed", "observed"))
+        verdict = f" {audit['verdict']}" if audit["verdict"] else ""
+        words.append(f"audit {audit['kind']}{verdict} (claimed at most {claimed}, observed {observed})")
     if summary["failures"]["count"]:
         words.append(f"{summary['failures']['count']} failures of clients")
     return f"{summary['experiment']}: {', '.join(words)}; report: {path / 'report.html'}"

@@ -44,7 +44,9 @@ def subject_of(parts: Parts) -> Subject:
 def _members(parts: Parts, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
     clients = np.array(sorted(parts.server.state.participations), dtype=np.int64)
     if len(clients) == 0:
-        raise FedsimError("no client took part in this run, so that there is nothing to audit; raise rounds or sampler.*")
+        raise FedsimError(
+            "no client took part in this run, so that there is nothing to audit; raise rounds or sampler.*"
+        )
     xs, ys, count = [], [], 0
     for client in draw.permutation(clients).tolist():
         data = parts.population.training_data(client)

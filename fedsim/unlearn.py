@@ -27,8 +27,8 @@ Take clients out of a finished run, exactly and approximately, and compare the m
   method=both             exact: train again without them, from the last checkpoint that knew nothing of them
                           approximate: gradient ascent on their examples, then a few rounds without them
   out=DIR                 folder of the new run; RUN_DIR-without-17 where it is left out
-  ascent.KEY=VALUE        of the approximate method: rounds radius stop_accuracy
-                          max_steps batch_size lr momentum max_grad_norm
+  ascent.KEY=VALUE        of the approximate method: rounds radius stop_loss
+                          stop_accuracy max_steps batch_size lr momentum max_grad_norm
 """
 KEYS = ("client", "clients", "method", "out")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ from fedsim.privacy.base import Protection
 from fedsim.training import OBJECTIVES
 from fedsim.training.trainer import model_arrays
 from fedsim.types import FedsimError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a run on the CPU has it: several threads on small arrays mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def subject() -> Subject:

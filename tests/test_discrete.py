@@ -72,7 +72,7 @@ def test_discrete_gaussian_follows_its_formula(variance: float) -> None:
     drawn = discrete.discrete_gaussian(words(), variance, 200_000)
     assert fits(drawn, discrete_gaussian_pmf(variance)) > LEVEL
     if variance > 1:
-        assert fits(drawn, discrete_gaussian_pmf(1.04 * variance)) < LEVEL  # a noise 2% too small would be seen
+        assert fits(drawn, discrete_gaussian_pmf(1.06 * variance)) < LEVEL  # a noise 3% too small would be seen
 
 
 @pytest.mark.parametrize("variance", [0.05, 0.3, 2.5, 60.0, 999.0, 1000.0, 2500.0])
@@ -80,7 +80,7 @@ def test_skellam_follows_its_formula(variance: float) -> None:
     drawn = discrete.skellam(words(), variance, 200_000)
     assert fits(drawn, skellam_pmf(variance)) > LEVEL
     if variance > 1:
-        assert fits(drawn, skellam_pmf(1.04 * variance)) < LEVEL
+        assert fits(drawn, skellam_pmf(1.06 * variance)) < LEVEL
 
 
 @pytest.mark.parametrize("variance", [1e5, 1e9, 1e14])
@@ -108,11 +108,16 @@ def test_log_poisson_to_thirteen_digits(mean: float) -> None:
 
 @pytest.mark.parametrize("variance", [1000.0, 5e4, 1e12])
 def test_log_skellam_to_thirteen_digits(variance: float) -> None:
-    values = np.unique((np.linspace(0, 10, 30) * math.sqrt(variance)).astype(np.int64))
+    """Against the characteristic function, inverted by quadrature: exp(v (cos t - 1)) cos(kt) over t."""
+    values = [int(far * math.sqrt(variance)) for far in (0, 0.5, 2, 5, 9)]
     with mpmath.workdps(40):
-        v = mpmath.mpf(variance)
-        exact = [float(mpmath.log(mpmath.besseli(k, v)) - v) for k in values.tolist()]
-    assert np.abs(discrete._log_skellam(values.astype(float), variance) - exact).max() < 2e-13
+        reach = [n * mpmath.mpf(18) / mpmath.sqrt(variance) / 12 for n in range(13)]
+        law = [
+            mpmath.quad(lambda t, k=k: mpmath.exp(-2 * variance * mpmath.sin(t / 2) ** 2) * mpmath.cos(k * t), reach)
+            for k in values
+        ]
+        exact = [float(mpmath.log(one / mpmath.pi)) for one in law]
+    assert np.abs(discrete._log_skellam(np.array(values, dtype=float), variance) - exact).max() < 2e-13
 
 
 def test_no_noise_is_no_noise() -> None:

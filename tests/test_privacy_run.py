@@ -52,7 +52,10 @@ def test_the_run_says_what_it_promised(tmp_path: Path) -> None:
     assert np.allclose(clients["epsilon"], book["epsilon"])  # secret participation: all spend alike
 
 
-@pytest.mark.parametrize("sampler", [("sampler=poisson", "sampler.fraction=0.5"), ("sampler=all",), ("sampler.cohort_size=4", "sampler=fixed")])
+@pytest.mark.parametrize(
+    "sampler",
+    [("sampler=poisson", "sampler.fraction=0.5"), ("sampler=all",), ("sampler.cohort_size=4", "sampler=fixed")],
+)
 def test_the_plan_foretells_the_promise_and_epsilon_is_kept(tmp_path: Path, sampler: tuple[str, ...]) -> None:
     overrides = (*sampler, "privacy=user", "privacy.epsilon=3", "privacy.delta=1e-3", "rounds=3")
     plan = run(tiny(*overrides, "dry_run=true"), tmp_path / "plan")
@@ -63,10 +66,17 @@ def test_the_plan_foretells_the_promise_and_epsilon_is_kept(tmp_path: Path, samp
 
 
 def test_sampling_without_amplification_is_allowed_with_a_warning() -> None:
-    made = parts("privacy=user", "privacy.noise_multiplier=2", "privacy.delta=1e-3", "sampler=fixed", "sampler.cohort_size=4")
+    made = parts(
+        "privacy=user", "privacy.noise_multiplier=2", "privacy.delta=1e-3", "sampler=fixed", "sampler.cohort_size=4"
+    )
     plan = made.server.protection.plan()
     assert plan["adjacency"] == "replace-one" and "sampler=poisson of the same size would spend" in plan["warnings"][0]
-    assert "hides no one" in parts("privacy=user", "privacy.noise_multiplier=2", "privacy.delta=1e-3").server.protection.plan()["warnings"][0]
+    assert (
+        "hides no one"
+        in parts("privacy=user", "privacy.noise_multiplier=2", "privacy.delta=1e-3").server.protection.plan()[
+            "warnings"
+        ][0]
+    )
     assert parts(*POISSON, "privacy.noise_multiplier=2").server.protection.plan()["warnings"] == []
 
 
@@ -76,7 +86,13 @@ def test_no_noise_is_no_promise(tmp_path: Path) -> None:
 
 
 def test_local_messages_compose_for_each_client(tmp_path: Path) -> None:
-    overrides = ("privacy=local", "privacy.noise_multiplier=4", "privacy.delta=1e-3", "sampler=fixed", "sampler.cohort_size=3")
+    overrides = (
+        "privacy=local",
+        "privacy.noise_multiplier=4",
+        "privacy.delta=1e-3",
+        "sampler=fixed",
+        "sampler.cohort_size=3",
+    )
     run_into(tmp_path, tiny(*overrides, "rounds=4"))
     clients = pq.read_table(tmp_path / "clients.parquet").to_pydict()
     took_part = clients["participations"]
@@ -115,7 +131,13 @@ def test_more_rounds_do_not_stretch_an_epsilon(tmp_path: Path) -> None:
 
 
 def test_max_participations_is_enforced(tmp_path: Path) -> None:
-    overrides = ("privacy=local", "privacy.epsilon=5", "privacy.delta=1e-3", "privacy.max_participations=2", "sampler.cohort_size=5")
+    overrides = (
+        "privacy=local",
+        "privacy.epsilon=5",
+        "privacy.delta=1e-3",
+        "privacy.max_participations=2",
+        "sampler.cohort_size=5",
+    )
     run_into(tmp_path, tiny(*overrides, "sampler=fixed", "rounds=5"))
     clients = pq.read_table(tmp_path / "clients.parquet").to_pydict()
     rows = pq.read_table(tmp_path / "rounds.parquet").to_pydict()
@@ -139,7 +161,13 @@ def test_a_resumed_run_has_the_same_bits_and_the_same_ledger(tmp_path: Path, ext
 
 @pytest.mark.parametrize(("secure", "counted"), [("false", 4), ("true", 5)])
 def test_a_round_done_again_counts_twice_where_its_noise_is_fresh(tmp_path: Path, secure: str, counted: int) -> None:
-    overrides = (*POISSON, "privacy.noise_multiplier=2", f"privacy.secure_rng={secure}", "checkpoint.every=2", "checkpoint.keep=9")
+    overrides = (
+        *POISSON,
+        "privacy.noise_multiplier=2",
+        f"privacy.secure_rng={secure}",
+        "checkpoint.every=2",
+        "checkpoint.keep=9",
+    )
     run_into(tmp_path, tiny(*overrides, "rounds=2"))
     journal = tmp_path / "privacy_journal.jsonl"
     killed_in = {"round": 3, "clients": [1, 2]}
@@ -176,12 +204,21 @@ def test_releases_are_written_down_before_they_happen(tmp_path: Path) -> None:
         (("privacy=user", "privacy.epsilon=1", "privacy.noise_multiplier=1"), "both are given"),
         (("privacy=user", "privacy.epsilon=1", "privacy.delta=0.2"), "privacy.delta=0.2 is not below 1/8"),
         (("privacy=user", "privacy.epsilon=0"), "privacy.epsilon=0 is out of range"),
-        (("privacy=user", "privacy.epsilon=1", "strategy=fedmedian"), "strategy=fedmedian needs each client's own update"),
+        (
+            ("privacy=user", "privacy.epsilon=1", "strategy=fedmedian"),
+            "strategy=fedmedian needs each client's own update",
+        ),
         (("privacy=local", "privacy.epsilon=1", "strategy=qfedavg", "strategy.q=1"), "numbers beside their update"),
         (("privacy=user", "privacy.epsilon=1", "strategy=local_only"), "strategy=local_only"),
         (("privacy=user", "privacy.epsilon=1", "strategy=central"), "hides one client among others"),
-        (("privacy=user", "privacy.epsilon=1", "privacy.clipping=adaptive", "privacy.count_noise=0.01"), "privacy.count_noise"),
-        (("privacy=user", "privacy.epsilon=1", "privacy.bands=3"), "privacy.bands means nothing to privacy.mechanism=gaussian"),
+        (
+            ("privacy=user", "privacy.epsilon=1", "privacy.clipping=adaptive", "privacy.count_noise=0.01"),
+            "privacy.count_noise",
+        ),
+        (
+            ("privacy=user", "privacy.epsilon=1", "privacy.bands=3"),
+            "privacy.bands means nothing to privacy.mechanism=gaussian",
+        ),
         (("privacy=user", "privacy.epsilon=1", "privacy.budget=3"), "a budget already"),
         (("privacy=user", "privacy.epsilon=1", "privacy.clip_norm=0"), "privacy.clip_norm=0 is out of range"),
         (("privacy=user", "privacy.epsilon=1", "privacy.mechanism=laplace"), "privacy.mechanism=laplace is not known"),
@@ -195,7 +232,13 @@ def test_wrong_settings_are_refused_in_one_sentence(overrides: tuple[str, ...], 
 
 def test_a_model_that_mixes_examples_is_refused() -> None:
     with pytest.raises(FedsimError, match=r"privacy=user.*BatchNorm|BatchNorm.*privacy=user"):
-        parts("privacy=user", "privacy.epsilon=1", "privacy.delta=1e-3", "model=custom", "model._target_=test_privacy_run.Normed")
+        parts(
+            "privacy=user",
+            "privacy.epsilon=1",
+            "privacy.delta=1e-3",
+            "model=custom",
+            "model._target_=test_privacy_run.Normed",
+        )
 
 
 class Normed(torch.nn.Sequential):
@@ -212,7 +255,13 @@ def test_the_plan_reads_no_pixel(tmp_path: Path) -> None:
     for privacy in ("user", "local"):
         cfg = config(
             *("dataset=custom", "dataset._target_=test_privacy_run.unread_dataset", "model=linear", "dry_run=true"),
-            *("population.num_clients=8", "sampler=poisson", "sampler.fraction=0.5", "device=cpu", "partition=dirichlet"),
+            *(
+                "population.num_clients=8",
+                "sampler=poisson",
+                "sampler.fraction=0.5",
+                "device=cpu",
+                "partition=dirichlet",
+            ),
             *(f"privacy={privacy}", "privacy.epsilon=2", "privacy.delta=1e-3"),
         )
         plan = run(cfg, tmp_path / privacy)

@@ -299,5 +299,8 @@ def can_be_reproduced_by_seeds(*overrides: str) -> bool:
 def test_11_secure_noise_cannot_be_reproduced_and_the_ledger_says_which_it_was() -> None:
     assert can_be_reproduced_by_seeds("privacy.secure_rng=false")
     assert not can_be_reproduced_by_seeds("privacy.secure_rng=true")
-    said = [parts(*USER, f"privacy.secure_rng={secure}").server.protection.ledger()["generator"] for secure in ("false", "true")]
+    said = [
+        parts(*USER, f"privacy.secure_rng={secure}").server.protection.ledger()["generator"]
+        for secure in ("false", "true")
+    ]
     assert "research only" in said[0] and "operating system" in said[1]

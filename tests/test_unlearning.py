@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import parts, resume, run_into, same_bits, tiny
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
@@ -22,6 +24,7 @@ from fedsim.data.dataset import Dataset, Examples
 from fedsim.exclusion import WithoutClients
 from fedsim.forgetting import forget
 from fedsim.results.membership import loss_attack
+from fedsim.results.unlearning import draw, table
 from fedsim.samplers import FixedSampler, PoissonSampler
 from fedsim.server import Server
 from fedsim.training.ascent import Ascent, climb, project, reference_model
@@ -32,7 +35,13 @@ ROUNDS, SEED = 8, 3
 SMALL = (f"seed={SEED}", f"rounds={ROUNDS}", "sampler=fixed", "sampler.cohort_size=3", "checkpoint.every=2")
 ALL_KEPT, ONE_KEPT = "checkpoint.keep=1000", "checkpoint.keep=1"
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures", "no_bars")
+
+
+@pytest.fixture
+def no_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As no_pictures, for unlearning's own."""
+    monkeypatch.setattr("fedsim.forgetting.report.draw", lambda path, models, title: None)
 
 
 class Skipping:
@@ -239,7 +248,6 @@ def test_the_new_run_says_where_it_comes_from_and_holds_nothing_of_the_client(fi
         assert summary["num_clients"] == 7 and "fedsim.unlearn" in summary["command"]
         metadata = safe_open(folder / "model.safetensors", "pt").metadata()
         assert metadata["forgotten_clients"] == str(client) and metadata["from_run"] == str(finished)
-    assert (out / "plots" / "unlearning.png").stat().st_size > 10_000
     # what was measured before with its held-out rows is not handed on, what was measured since is there
     federated = pq.read_table(out / "rounds.parquet")["federated_loss"].to_pylist()
     kept = told["exact"]["from_round"]
@@ -261,6 +269,29 @@ def test_the_comparison_is_of_the_models_that_are_there(finished: Path, tmp_path
         loss = nn.functional.cross_entropy(module(held.x), held.y)
     assert models["exact"]["forgotten_loss"] == pytest.approx(float(loss), rel=1e-5)
     assert models["exact"]["distance_from_exact"] == 0 < models["approximate"]["distance_from_exact"]
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_table_and_the_picture_show_every_model(tmp_path: Path, labels: bool) -> None:
+    models = {
+        name: {
+            "accuracy": 0.9 if labels else None,
+            "forgotten_accuracy": share if labels else None,
+            "loss": 0.3,
+            "forgotten_loss": None,
+            "distance_from_exact": 1.5,
+            "client_rounds": 1234,
+            "seconds": 5.0,
+            "membership": loss_attack(np.array([0.1, 0.2, 0.5]), np.array([0.3, 0.4]))._asdict(),
+        }
+        for name, share in (("original", 0.875), ("exact", 0.5))
+    }
+    draw(tmp_path / "plots" / "unlearning.png", models, "Forgetting client 1")
+    assert (tmp_path / "plots" / "unlearning.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(table(models, 40))
+    shown = console.export_text()
+    assert ("87.5%" in shown) == labels and "1,234" in shown and "0.667" in shown and "40 examples" in shown
 
 
 # Approximate
@@ -318,7 +349,7 @@ def test_ascent_climbs_within_the_ball_and_leaves_running_statistics_alone() -> 
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     data = ClientData(0, torch.randn(30, 4), torch.randint(0, 3, (30,)))
     start = {name: array.clone() for name, array in model.state_dict().items()}
-    settings = Ascent(max_steps=40, lr=0.1, stop_accuracy=0.0)
+    settings = Ascent(max_steps=40, lr=0.1, stop_loss=1e6)
     found = climb(model, classification, "classification", data, start, 0.5, settings, torch.Generator())
     assert found.steps == 40 and not found.stopped
     assert found.from_reference == pytest.approx(0.5, abs=1e-3)  # the ball's edge
@@ -373,7 +404,7 @@ def test_a_loss_that_is_not_finite_is_the_largest() -> None:
         (("client=1", "ascent.lr=-1"), "ascent.lr"),
         (("client=1", "out="), "out= is empty"),
         (("client=1", "more"), "name one folder"),
-        (("client=1", "method=approximate", "ascent.lr=1e38", "ascent.stop_accuracy=0"), "lower ascent.lr"),
+        (("client=1", "method=approximate", "ascent.lr=1e38", "ascent.stop_loss=1e38"), "lower ascent.lr"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_leaves_nothing(

@@ -90,7 +90,9 @@ def test_noise_adds_up_over_rounds() -> None:
 def test_adaptive_clipping_pays_for_its_count() -> None:
     made = parts(*USER, *WIDE, "privacy.clipping=adaptive", "privacy.count_noise=2.0", "rounds=1")
     assert is_normal_with(moved(made), update_multiplier(1.5, 2.0) * 0.5 / 8)
-    assert update_multiplier(1.5, 2.0) == pytest.approx((1.5**-2 - 4.0**-2) ** -0.5) and update_multiplier(1.5, 2.0) > 1.5
+    assert (
+        update_multiplier(1.5, 2.0) == pytest.approx((1.5**-2 - 4.0**-2) ** -0.5) and update_multiplier(1.5, 2.0) > 1.5
+    )
 
 
 def test_dropouts_change_neither_the_noise_nor_the_denominator() -> None:
@@ -158,7 +160,9 @@ def test_a_client_of_many_examples_weighs_as_much_as_one_of_few() -> None:
 
 
 def test_without_noise_the_release_is_the_clipped_mean_by_hand() -> None:
-    made = parts(*USER, "privacy.noise_multiplier=0", "rounds=1", "client.epochs=3", "sampler.cohort_size=4", "sampler=fixed")
+    made = parts(
+        *USER, "privacy.noise_multiplier=0", "rounds=1", "client.epochs=3", "sampler.cohort_size=4", "sampler=fixed"
+    )
     start = {name: array.clone() for name, array in made.server.state.arrays.items()}
     cohort = made.server.sampler.cohort(0, 1, 8).tolist()
     expected = {name: torch.zeros_like(array, dtype=torch.float64) for name, array in start.items()}

@@ -18,7 +18,7 @@ from fedsim import rng
 from fedsim.audit.base import Audit
 from fedsim.audit.directions import CanaryUpdates, Directions
 from fedsim.audit.replay import replay
-from fedsim.audit.sampling import canary_cohort, clip_norm_of
+from fedsim.audit.sampling import canary_cohort, clip_norm_of, refuse_masked
 from fedsim.audit.scores import Scores
 from fedsim.audit.verdict import Claim, judge
 from fedsim.checks import require_int, require_number, shown
@@ -59,6 +59,7 @@ class CanaryAudit(Audit):
             raise FedsimError(
                 "audit=canary tests a promise and privacy=none makes none; choose privacy=user, or set audit=none"
             )
+        refuse_masked(protection, "canary")
         self.setting, self.protection = setting, protection
         self.directions = Directions.draw(like, self.canaries, setting.seed)
         count = len(self.directions)

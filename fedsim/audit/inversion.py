@@ -100,7 +100,7 @@ def psnr(found: Tensor, true: Tensor) -> list[float]:
 class InversionAudit(Audit):
     """The keys of `audit=inversion`. images: of the client, one to four. steps: of Adam. smoothness: of total variation."""
 
-    images: int = 2
+    images: int = 4
     steps: int = 400
     smoothness: float = 0.001
     needs_subject: bool = field(default=True, init=False)
@@ -175,6 +175,11 @@ class InversionAudit(Audit):
             f"come back at {means['plain']:.1f} dB (PSNR; arXiv 2003.14053)"
             + (
                 f", and under the run's clipping and noise at {means['private']:.1f} dB." if "private" in means else "."
+            ),
+            *(
+                ["With privacy, what is seen is a released sum that the client is alone in."]
+                if self.protection.sums
+                else []
             ),
             "It is an attack, not a bound: a better one may see more.",
         ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.audit.base import Audit, Subject
-from fedsim.audit.sampling import canary_cohort, clip_norm_of
+from fedsim.audit.sampling import canary_cohort, clip_norm_of, refuse_masked
 from fedsim.audit.verdict import finite, shown
 from fedsim.checks import require_int
 from fedsim.types import FedsimError, Params
@@ -46,6 +46,7 @@ class OneShotAudit(Audit):
             raise FedsimError(
                 "audit=one_shot sends canary clients into a private sum; choose privacy=user, or audit=canary"
             )
+        refuse_masked(protection, "one_shot")
         self.setting, self.protection = setting, protection
         self.start = {name: array.detach().cpu().clone() for name, array in like.items() if array.is_floating_point()}
         self.rest = {name: torch.zeros(array.shape) for name, array in like.items() if name not in self.start}

@@ -90,7 +90,7 @@ def _release_panel(axes: Axes, data: dict[str, Any], audit: dict[str, Any]) -> N
     _bars(axes, data, ("canary took part", "did not"), "releases")
     bound = (audit.get("bounds") or {}).get("gaussian") or {}
     limit = bound.get("noise_multiplier_at_most")
-    noise = f"; noise at most {shown(limit)} of them" if limit is not None else ""
+    noise = f"; z ≤ {shown(limit)}" if limit is not None else ""
     axes.set_xlabel(f"score in a single release (clipping norms{noise})")
 
 

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from fedsim.privacy.base import Protection, Setting
 
 
+def refuse_masked(protection: Protection, kind: str) -> None:
+    """Refuse an audit by clients of its own where only parties to a protocol can be in the sum."""
+    if protection.sums and not protection.takes_canaries:
+        raise FedsimError(
+            f"audit={kind} adds clients to the sum, which secure aggregation lets no one do; use privacy=user, whose clipping "
+            "and noise are the same in kind, or audit=lira, or audit=none"
+        )
+
+
 def clip_norm_of(protection: Protection) -> float:
     """The clipping norm of this round."""
     clip: Any = getattr(protection, "clip", protection)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.data.dataset import Dataset
@@ -35,10 +35,22 @@ def build_model(factory: Callable[..., nn.Module], dataset: Dataset, seed: int) 
     return model
 
 
+def made_up_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
+    """x (size, ...) and y (size, ...) in the dataset's shapes and types and of no value of its own: a plan reads none."""
+    one = dataset.preprocess(dataset.train.x[:1])
+    draw = rng.generator(0, 0, rng.SERVER, "made-up batch")
+    if one.is_floating_point():
+        x = torch.randn(size, *one.shape[1:], generator=draw).to(one.dtype)
+    else:
+        x = torch.randint(2, (size, *one.shape[1:]), generator=draw).to(one.dtype)
+    if dataset.task == "regression":
+        return x, torch.randn(size, generator=draw)
+    return x, torch.randint(dataset.num_outputs, (size, *dataset.train.y.shape[1:]), generator=draw)
+
+
 @torch.no_grad()
 def _try_on_one_example(model: nn.Module, dataset: Dataset) -> None:
-    one = dataset.preprocess(dataset.train.x[:1])
-    x = torch.zeros(one.shape, dtype=one.dtype)  # a plan reads no value of the data
+    x, _ = made_up_batch(dataset, 1)
     expected: Sequence[int] = (1, dataset.num_outputs)
     if dataset.task == "next_token":
         expected = (1, x.shape[1], dataset.num_outputs)

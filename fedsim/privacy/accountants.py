@@ -33,6 +33,8 @@ ROUNDING = 1e-13
 """Of a Renyi divergence."""
 MOST_CELLS = 2e6
 """Of PRV's grid: half a second, and 100 MB."""
+MOST_TERMS = 600
+"""Of each series in Opacus's own RDP, which PRV calls for the size of its grid: half a second."""
 
 
 def as_text(accountant: str) -> str:
@@ -107,7 +109,7 @@ def _interval(shift: float, rate: float, count: int, width: int) -> float:
     """
     spread = min(rate * math.sqrt(math.expm1(min(shift**2, 700.0))), shift)
     total = spread * math.sqrt(count)
-    cells = 1e5 if rate == 1 else 8e5
+    cells = 1e5 if rate == 1 else 3e5
     wide = max((shift**2 / 2 + 10 * shift) / cells, (total**2 / 2 + 5 * total) / 2e5)
     fine = max(GRID, min(wide, spread / 20))
     return fine * max(1, min(width, int(spread * (width / 35) ** 2 / fine)))
@@ -143,14 +145,15 @@ def _rdp_curve(once: DpEvent, adjacency: str, orders: tuple[float, ...] | None) 
 def prv_epsilon(noise_multiplier: float, rate: float, count: int, delta: float, pld: float, rdp: float) -> float | None:
     """Epsilon by PRV, of Poisson-sampled Gaussian releases and add-or-remove-one alone.
 
-    None where it fails, needs more memory than a cross-check is worth, or is far from PLD, as its arithmetic can be. rdp: an
-    upper bound, by which the memory is judged.
+    None where it fails, needs more memory or time than a cross-check is worth, or is far from PLD, as its arithmetic can
+    be. rdp: an upper bound, by which the memory is judged.
     """
     from opacus.accountants import PRVAccountant
 
     error = min(max(rdp / 100, 1e-3), 1e-2)  # added to epsilon
     cells = (rdp + 12) * 2 * math.sqrt(count * math.log(12e3 / delta) / 2) / error
-    if not cells < MOST_CELLS:
+    terms = noise_multiplier * (noise_multiplier * max(math.log(1 / rate - 1), 0.0) + 8)
+    if not (cells < MOST_CELLS and terms < MOST_TERMS):
         return None
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, rate, count)]

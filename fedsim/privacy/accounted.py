@@ -44,7 +44,7 @@ class Budget:
             require_number("privacy.epsilon", self.epsilon, above=0)
             if self.budget is not None:
                 raise FedsimError(
-                    f"privacy.budget={self.budget:g} beside privacy.epsilon={self.epsilon:g}, which is a budget already; leave one out"
+                    f"privacy.epsilon={self.epsilon:g} is a budget already, beside privacy.budget={self.budget:g}; leave one out"
                 )
         if self.noise_multiplier is not None:
             require_number("privacy.noise_multiplier", self.noise_multiplier, low=0)
@@ -52,7 +52,9 @@ class Budget:
             require_number("privacy.budget", self.budget, above=0)
         require_number("privacy.delta", self.delta, above=0, below=1)
         if not isinstance(self.secure_rng, bool):
-            raise FedsimError(f"privacy.secure_rng={shown(self.secure_rng)} is neither true nor false; give one of them")
+            raise FedsimError(
+                f"privacy.secure_rng={shown(self.secure_rng)} is neither true nor false; give one of them"
+            )
 
     @property
     def limit(self) -> float | None:
@@ -169,7 +171,9 @@ class Accounted(Protection):
 
     def client_epsilons(self, num_clients: int) -> np.ndarray | None:
         """Everyone's is the same where sampling hides who took part; else each its own."""
-        counts = [self.book.charges.get(client, 0) if self.public else self.book.releases for client in range(num_clients)]
+        counts = [
+            self.book.charges.get(client, 0) if self.public else self.book.releases for client in range(num_clients)
+        ]
         return self.epsilons_at(np.array(counts))
 
     def epsilons_at(self, counts: np.ndarray) -> np.ndarray:

@@ -28,6 +28,10 @@ Ask = Callable[[str, Mapping[int, Payload]], dict[int, Payload]]
 """(phase, payload by client) -> answer by client; a client that did not answer is absent."""
 
 
+CANARY = -2
+"""The `client` of an audit's own: none of the population."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a mechanism must know of a run before it can promise anything.
@@ -57,12 +61,14 @@ class Protection:
     unit: what is protected (example, client), or None. sums: clients send transformed updates of equal weight, which are
     summed and released by `release`, over the fixed `denominator`; else each sends the model that it trained. local_steps: how
     devices train privately. noise_removed: the noise is left out while the claim stands, for an audit to find out.
+    takes_canaries: whether an audit may add clients of its own to the sum.
     """
 
     unit: str | None = None
     sums: bool = False
     denominator: float = 1.0
     noise_removed: bool = False
+    takes_canaries: bool = True
     transforms: tuple[Transform, ...] = ()
     local_steps: DPSGD | None = None
 
@@ -97,6 +103,10 @@ class Protection:
     def on_device(self, update: Params, client: int, round: int, memory: dict[str, Any]) -> Params:
         """What leaves the device of an update. Raises FedsimError where nothing can: the client then drops out."""
         return on_device(self.transforms, update, client, round)
+
+    def canary(self, update: Params, round: int) -> Params:
+        """What an audit's own client adds to the sum."""
+        return self.on_device(update, CANARY, round, {})
 
     def sent(self, like: Params) -> Params:
         """Arrays of the names, shapes and types that one client sends, by the model's own."""

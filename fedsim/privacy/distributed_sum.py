@@ -81,6 +81,7 @@ class DistributedSum(Accounted):
 
     unit = "client"
     sums = True
+    takes_canaries = False
     trust = (
         "only the sum is seen: the server is honest but curious and follows the protocol of secure aggregation, and devices keep "
         "their shares of the noise to themselves"

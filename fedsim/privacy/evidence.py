@@ -17,28 +17,40 @@ def gaussian_mu_lower_bound(scores_in: np.ndarray, scores_out: np.ndarray, confi
     spend the confidence; the two rates' Clopper-Pearson bounds share what is left. Raises ValueError for fewer than two
     scores a side, or scores that are not finite.
     """
-    from scipy.special import ndtri
-
     sides = [np.asarray(side, dtype=np.float64) for side in (scores_in, scores_out)]
     if any(side.ndim != 1 or len(side) < 2 or not np.isfinite(side).all() for side in sides):
         raise ValueError("two lists of at least two finite scores are needed")
     error = (1 - confidence) / 2
+    threshold = _promising_threshold(sides[0][0::2], sides[1][0::2], error)
+    inside, outside = (side[1::2] for side in sides)
+    hits, quiet = (inside >= threshold).sum(), (outside < threshold).sum()
+    return max(float(_gap(hits, len(inside), quiet, len(outside), error)), 0.0)
 
-    def bounds(half: int, thresholds: np.ndarray) -> np.ndarray:
-        """(thresholds,) Phi^-1 of the least true positive rate minus Phi^-1 of the greatest false positive rate."""
-        inside, outside = (np.sort(side[half::2]) for side in sides)
-        hits = len(inside) - np.searchsorted(inside, thresholds)
-        alarms = len(outside) - np.searchsorted(outside, thresholds)
-        least, greatest = (
-            least_rate(hits, len(inside), error),
-            1 - least_rate(len(outside) - alarms, len(outside), error),
-        )
-        known = (least > 0) & (greatest < 1)
-        return np.where(known, ndtri(np.where(known, least, 0.5)) - ndtri(np.where(known, greatest, 0.5)), -np.inf)
 
-    candidates = np.quantile(np.concatenate([side[0::2] for side in sides]), np.linspace(0.001, 0.999, 999))
-    threshold = candidates[np.argmax(bounds(0, candidates))]
-    return max(float(bounds(1, np.array([threshold]))[0]), 0.0)
+def _promising_threshold(inside: np.ndarray, outside: np.ndarray, error: float) -> float:
+    """Where the bound would be largest if both sides were Gaussian with the moments that they have here.
+
+    By the moments and not by counts, of which the best among many is best by luck at the far ends.
+    """
+    from scipy.special import ndtr
+
+    candidates = np.quantile(np.concatenate([inside, outside]), np.linspace(0.001, 0.999, 999))
+    above, below = (
+        ndtr(sign * (side.mean() - candidates) / max(float(side.std()), 1e-12))
+        for side, sign in ((inside, 1), (outside, -1))
+    )
+    gaps = _gap(above * len(inside), len(inside), below * len(outside), len(outside), error)
+    best = candidates[gaps >= gaps.max() - 1e-12]
+    return float(best[len(best) // 2])
+
+
+def _gap(hits: np.ndarray, inside: int, quiet: np.ndarray, outside: int, error: float) -> np.ndarray:
+    """Phi^-1 of the least true positive rate minus Phi^-1 of the greatest false positive rate; -inf where one is trivial."""
+    from scipy.special import ndtri
+
+    least, greatest = least_rate(hits, inside, error), 1 - least_rate(quiet, outside, error)
+    known = (least > 0) & (greatest < 1)
+    return np.where(known, ndtri(np.where(known, least, 0.5)) - ndtri(np.where(known, greatest, 0.5)), -np.inf)
 
 
 def least_rate(successes: np.ndarray, trials: int, error: float) -> np.ndarray:
@@ -46,5 +58,5 @@ def least_rate(successes: np.ndarray, trials: int, error: float) -> np.ndarray:
     from scipy.special import betaincinv
 
     successes = np.asarray(successes)
-    inner = betaincinv(np.maximum(successes, 1), trials - successes + 1, error)
-    return np.where(successes == 0, 0.0, inner)
+    inner = betaincinv(np.maximum(successes, 1e-9), trials - successes + 1, error)
+    return np.where(successes <= 0, 0.0, inner)

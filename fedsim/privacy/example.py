@@ -284,8 +284,8 @@ class ExampleProtection(Protection):
         sizes, batch = self.setting.num_examples, self.setting.training.batch_size
         if batch is not None and (small := int(((sizes > 0) & (sizes <= batch)).sum())):
             warnings.append(
-                f"{small} of {(sizes > 0).sum()} clients have no more than client.batch_size={batch} examples: all of these are in each step, "
-                "and sampling amplifies nothing for them"
+                f"{small} of {(sizes > 0).sum()} clients have no more than client.batch_size={batch} examples: all of these are in "
+                "each step, and sampling amplifies nothing for them"
             )
         if out := int((self.limits[self.account_of[self.account_of >= 0]] == 0).sum()):
             warnings.append(f"{out} clients cannot take part at all, since their budget does not pay for one round")

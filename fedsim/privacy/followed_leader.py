@@ -32,7 +32,9 @@ class AddCorrelatedNoise(Transform):
     def on_server(self, total: Params, round: int) -> Params:
         """See `correlated.py`."""
         owner = self.owner
-        noise = owner.correlated.noise(total, owner.noise_scale * owner.clip.clip_norm, round, owner.purpose("noise", round))
+        noise = owner.correlated.noise(
+            total, owner.noise_scale * owner.clip.clip_norm, round, owner.purpose("noise", round)
+        )
         return {name: array + noise[name] for name, array in total.items()}
 
 
@@ -69,10 +71,10 @@ class FollowedLeader(CentralSum):
         if supply < setting.cohort_size * setting.rounds or (
             setting.num_clients < setting.cohort_size * min(noise.min_separation, setting.rounds)
         ):
+            limits = f"take part at most {noise.max_participations} times, {noise.min_separation} rounds apart"
             raise FedsimError(
-                f"{setting.rounds} rounds of {setting.cohort_size:g} clients cannot be filled by {setting.num_clients} clients that take "
-                f"part at most {noise.max_participations} times, {noise.min_separation} rounds apart; make sampler.cohort_size or "
-                "rounds less, or raise privacy.max_participations or lower privacy.min_separation"
+                f"{setting.num_clients} clients that {limits} do not fill {setting.rounds} rounds of {setting.cohort_size:g}; "
+                "make sampler.cohort_size or rounds less, or raise privacy.max_participations, or lower privacy.min_separation"
             )
 
     @property
@@ -112,7 +114,7 @@ class FollowedLeader(CentralSum):
         counts = np.array([self.book.charges.get(client, 0) for client in range(num_clients)])
         known = {0: 0.0}
         for count in np.unique(counts[counts > 0]).tolist():
-            own = replace(self.mechanism, sensitivity=self.correlated.sensitivity(count))  # type: ignore[type-var,call-arg]
+            own = replace(self.mechanism, sensitivity=self.correlated.sensitivity(count))  # type: ignore[type-var]
             known[count] = accounting.spend(own, self.spent_count, self.keys.delta).epsilon
         return np.array([known[int(count)] for count in counts])
 
@@ -120,7 +122,10 @@ class FollowedLeader(CentralSum):
         """See Accounted; and the limits."""
         return super().details() | {
             "sampling": "none: limited participation",
-            "limits": {"participations": self.correlated.max_participations, "separation": self.correlated.min_separation},
+            "limits": {
+                "participations": self.correlated.max_participations,
+                "separation": self.correlated.min_separation,
+            },
         }
 
     def state(self) -> dict[str, Any]:

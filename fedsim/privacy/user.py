@@ -10,19 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from fedsim.checks import require_choice, require_int, require_number
 from fedsim.privacy import accounting
 from fedsim.privacy.accounted import Accounted, Budget, check_max_participations, refuse_setting
 from fedsim.privacy.accounting import GaussianReleases
 from fedsim.privacy.base import Protection, Setting
 from fedsim.privacy.clipping import UNCLIPPED, AdaptiveClip, Clip, ClipPerLayer, norm_of
-from fedsim.privacy.noise import NoiseSource
 from fedsim.rng import SERVER
 from fedsim.training.dpsgd import COUNT_NOISE, update_multiplier
 from fedsim.transforms import Transform, on_server
 from fedsim.types import FedsimError, Params
+
 
 @dataclass(frozen=True)
 class UserPrivacy:
@@ -30,8 +28,8 @@ class UserPrivacy:
 
     epsilon or noise_multiplier: what is promised, or the noise's standard deviation in the sum over clip_norm. budget: the
     epsilon that stops a run of given noise. clipping: flat | per_layer | adaptive (target_quantile of updates not clipped,
-    clip_lr, count_noise: None for a twentieth of the cohort, or z). mechanism: gaussian | tree | banded; the last two add noise that
-    is correlated over rounds and need no sampling, but limits: a client takes part at most max_participations times, at
+    clip_lr, count_noise: None for a twentieth of the cohort, or z). mechanism: gaussian | tree | banded; the last two add noise
+    that is correlated over rounds and need no sampling, but limits: a client takes part at most max_participations times, at
     least min_separation rounds apart (None: by the mechanism). restart: rounds of one tree. bands: of the matrix.
     """
 
@@ -179,7 +177,9 @@ class CentralGaussian(CentralSum):
             return Clip(part.clip_norm)
         if part.clipping == "per_layer":
             return ClipPerLayer(part.clip_norm)
-        chosen = max(self.denominator / COUNT_NOISE, self.noise_multiplier)  # a small cohort's twentieth would cost too much
+        chosen = max(
+            self.denominator / COUNT_NOISE, self.noise_multiplier
+        )  # a small cohort's twentieth would cost too much
         self.count_noise = chosen if part.count_noise is None else part.count_noise
         update_multiplier(self.noise_multiplier, self.count_noise)  # refused here if at all
         return AdaptiveClip(part.clip_norm, part.target_quantile, part.clip_lr, self.denominator)
@@ -193,13 +193,14 @@ class CentralGaussian(CentralSum):
         return z * self.clip.clip_norm
 
     def _warn(self) -> None:
-        if self.setting.sampling == "poisson" and not self.public or self.noise_multiplier == 0:
+        if (self.setting.sampling == "poisson" and not self.public) or self.noise_multiplier == 0:
             return
         fraction = min(1.0, self.setting.cohort_size / self.setting.num_clients)
         delta, rounds = self.keys.delta, self.planned
         mine = accounting.spend(self.mechanism, rounds, delta).epsilon
         if self.public:
-            why = "sampler=all hides no one" if self.setting.sampling == "all" else "with max_participations who took part is public"
+            everyone = self.setting.sampling == "all"
+            why = "sampler=all hides no one" if everyone else "with max_participations who took part is public"
         else:
             why = "sampler=fixed is accounted for replacing one client, by RDP alone"
         words = f"{why}: no smaller epsilon than {mine:.3g} may be claimed"
@@ -221,6 +222,10 @@ class CentralGaussian(CentralSum):
         """The update, and the one number of adaptive clipping."""
         zeros = {name: array.float() for name, array in like.items()}
         return self.clip.on_device({name: array * 0 for name, array in zeros.items()}, 0, 0)
+
+    def canary(self, update: Params, round: int) -> Params:
+        """See Protection. It does not vote on the clipping norm: all canaries are clipped, and would drive it up."""
+        return {name: array for name, array in super().canary(update, round).items() if name != UNCLIPPED}
 
     def details(self) -> dict[str, Any]:
         """See Accounted."""
@@ -252,7 +257,10 @@ def releases(setting: Setting, limited: bool) -> GaussianReleases:
         return GaussianReleases(1.0, "poisson", rate=min(1.0, setting.cohort_size / setting.num_clients))
     size = round(setting.cohort_size)
     return GaussianReleases(
-        1.0, "fixed", rate=size / setting.num_clients, population=setting.num_clients, cohort=size, adjacency="replace-one"
+        1.0,
+        "fixed",
+        rate=size / setting.num_clients,
+        population=setting.num_clients,
+        cohort=size,
+        adjacency="replace-one",
     )
-
-

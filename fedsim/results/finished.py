@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ class Run:
     rounds, clients: numeric columns by name, each (rows,) float64 with NaN where the file has null or is not finite.
     users: (clients,) the natural user behind each client, None where there is no single one.
     class_counts: (clients, classes) examples of each class that each client holds, or None (regression).
+    audit: what audit.json holds, empty where the run was not audited.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Run:
     clients: dict[str, np.ndarray]
     users: list[str | None]
     class_counts: np.ndarray | None
+    audit: dict[str, Any] = field(default_factory=dict)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Rounds in which the column `name` has a number, and those numbers."""
@@ -62,8 +64,17 @@ def read_run(run_dir: Path, summary: dict[str, Any] | None = None) -> Run:
     privacy = read_json(run_dir / "privacy.json", "the run")
     summary = read_json(run_dir / "summary.json", "the run") if summary is None else summary
     rounds, clients = pq.read_table(run_dir / "rounds.parquet"), pq.read_table(run_dir / "clients.parquet")
-    users = clients.column("user").to_pylist()
-    return Run(run_dir, summary, privacy, _numbers(rounds), _numbers(clients), users, _class_counts(clients))
+    audited = run_dir / "audit.json"
+    return Run(
+        run_dir,
+        summary,
+        privacy,
+        _numbers(rounds),
+        _numbers(clients),
+        clients.column("user").to_pylist(),
+        _class_counts(clients),
+        read_json(audited, "the audit") if audited.is_file() else {},
+    )
 
 
 def _numbers(table: pa.Table) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any, TypeGuard
 
 DASH = "\N{EN DASH}"
@@ -31,6 +32,24 @@ def count_text(value: Any) -> str:
 def number_text(value: Any) -> str:
     """0.39310124 as `0.3931`."""
     return f"{value:.4g}" if known(value) else DASH
+
+
+def at_most(value: Any) -> str:
+    """An upper bound in four digits, never below it: 7.99412 as `7.995`, 0.00001 as `1e-5`."""
+    return _rounded(value, ROUND_CEILING)
+
+
+def at_least(value: Any) -> str:
+    """A lower bound in four digits, never above it: 7.99488 as `7.994`."""
+    return _rounded(value, ROUND_FLOOR)
+
+
+def _rounded(value: Any, way: str) -> str:
+    if not known(value):
+        return DASH
+    exact = Decimal(repr(float(value)))
+    shown = exact if exact == 0 else exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), rounding=way)
+    return f"{float(shown):.4g}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def tenth_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from fedsim.results.finished import Run, read_run
 from fedsim.results.pictures.classes import client_classes
 from fedsim.results.pictures.clients import client_accuracy, participation
 from fedsim.results.pictures.learning import learning_curve, traffic
+from fedsim.results.pictures.privacy import privacy
 from fedsim.results.pictures.style import STYLE
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {
     "client_classes": client_classes,
     "participation": participation,
     "traffic": traffic,
+    "privacy": privacy,
 }
 
 

@@ -17,7 +17,8 @@ from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
 from fedsim.results.loggers import without_credentials
 from fedsim.results.plots import DRAWINGS, write_plots
-from fedsim.results.wording import failures, gains, participation, privacy, spread, story
+from fedsim.results.privacy_words import Promise, evidence
+from fedsim.results.wording import cohort_of, failures, gains, participation, spread, story
 
 CAPTIONS = {
     "learning_curve": "Accuracy and loss over rounds, on the test rows and on the clients' own held-out rows",
@@ -25,7 +26,14 @@ CAPTIONS = {
     "client_classes": "Which client holds how much of which class",
     "participation": "How often clients took part, and when they failed",
     "traffic": "Bytes sent over rounds, and what they bought",
+    "privacy": "How ε was spent over rounds, what it bought, and how it differs between clients",
 }
+EVIDENCE = {
+    "audit_scores": "How canaries that were in the run and canaries that were not scored in the audit",
+    "lira_roc": "How well an attack tells training examples from others, against its false alarms",
+    "inversion": "Images of a client beside what was reconstructed from its update",
+}
+"""Pictures that an audit draws."""
 
 
 def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
@@ -54,21 +62,23 @@ def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
 
 def _view(run: Run) -> dict[str, Any]:
     """Everything that the template shows, as text."""
-    summary = run.summary
+    summary, promise = run.summary, Promise.of(run)
     config, overrides = _hydra_file(run, "config.yaml"), _hydra_file(run, "overrides.yaml")
     return {
         "title": text(summary.get("experiment") or "fedsim run"),
-        "subtitle": _subtitle(summary),
+        "subtitle": _subtitle(run),
+        "alarm": promise.alarm(),
         "story": story(run),
-        "headline": _headline(summary),
+        "headline": _headline(summary, promise),
         "plots": _plots(run),
         "gains": gains(summary),
         "groups": _groups(run),
         "spread": spread(run),
         "participation": participation(run),
         "failures": failures(run),
-        "costs": _costs(summary),
-        "privacy": privacy(run.privacy),
+        "costs": _costs(summary) + _secure_aggregation(run),
+        "privacy": promise.section(),
+        "evidence": evidence(run.audit),
         "machine": _machine(summary),
         "dataset": _dataset(summary),
         "overrides": overrides.strip() if overrides.strip() not in ("", "[]") else None,
@@ -84,27 +94,28 @@ def _hydra_file(run: Run, name: str) -> str:
 
 def _plots(run: Run) -> dict[str, dict[str, str]]:
     """The pictures that were drawn, by name: the file as base64, and what it shows for those who do not see it."""
-    files = {name: run.folder / "plots" / f"{name}.png" for name in DRAWINGS}
+    captions = {name: CAPTIONS[name] for name in DRAWINGS} | (EVIDENCE if run.audit else {})
+    files = {name: run.folder / "plots" / f"{name}.png" for name in captions}
     return {
-        name: {"data": base64.b64encode(path.read_bytes()).decode(), "alt": CAPTIONS[name]}
+        name: {"data": base64.b64encode(path.read_bytes()).decode(), "alt": captions[name]}
         for name, path in files.items()
         if path.is_file()
     }
 
 
-def _subtitle(summary: dict[str, Any]) -> str:
-    cohort, clients = count_text(summary.get("cohort_size")), count_text(summary.get("num_clients"))
+def _subtitle(run: Run) -> str:
+    summary = run.summary
+    cohort, clients = cohort_of(run), count_text(summary.get("num_clients"))
     parts = [text(summary.get(key)) for key in ("strategy", "model")]
     parts.append(text((summary.get("dataset") or {}).get("name")))
     parts.append(f"{text(summary.get('partition'))} partition, {cohort} of {clients} clients a round")
     return " · ".join([*parts, f"seed {text(summary.get('seed'))}"])
 
 
-def _headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _headline(summary: dict[str, Any], promise: Promise) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the figures that a reader looks for first."""
     regression = (summary.get("dataset") or {}).get("task") == "regression"
     best = f"at round {count_text(summary.get('best_round'))}" if known(summary.get("best_round")) else ""
-    delta = f"δ = {number_text(summary['delta'])}" if known(summary.get("delta")) else "no guarantee"
     labels = [
         ("Accuracy", percent(summary.get("accuracy")), "last evaluation, test rows"),
         ("Best accuracy", percent(summary.get("best_accuracy")), best),
@@ -114,7 +125,7 @@ def _headline(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     return [
         *([] if regression else labels),
         ("Loss", number_text(summary.get("loss")), "last evaluation, test rows"),
-        ("Privacy ε", number_text(summary.get("epsilon")), delta),
+        ("Privacy ε", *promise.tile()),
         ("Time", duration(summary.get("seconds")), f"on {text(summary.get('device'))}"),
         ("Traffic", _traffic(summary), "up and down, all clients"),
     ]
@@ -163,6 +174,20 @@ def _costs(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Peak memory", bytes_text(memory * 1e6) if known(memory) else DASH),
         ("Parameters of the model", count_text(summary.get("num_parameters"))),
     ]
+
+
+def _secure_aggregation(run: Run) -> list[tuple[str, str]]:
+    """What secure aggregation cost beside the updates, over all rounds; nothing where there was none."""
+    rows = []
+    for name, key, show in (
+        ("Secure aggregation, time", "seconds", duration),
+        ("Secure aggregation, sent up", "bytes_up", bytes_text),
+        ("Secure aggregation, sent down", "bytes_down", bytes_text),
+    ):
+        values = run.curve(f"secure_aggregation_{key}")[1]
+        if len(values) and values.sum():
+            rows.append((name, show(float(values.sum()))))
+    return rows
 
 
 def _machine(summary: dict[str, Any]) -> list[tuple[str, str]]:

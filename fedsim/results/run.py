@@ -50,6 +50,7 @@ class RunFolder:
         privacy: dict[str, Any],
         arrays: Params,
         population: Population,
+        audit: dict[str, Any] | None = None,
     ) -> None:
         """Write everything, the pictures and the report too; an older summary (of fewer rounds) goes first."""
         self.summary.unlink(missing_ok=True)
@@ -63,6 +64,8 @@ class RunFolder:
             {"dataset": population.dataset.name, "fingerprint": fingerprint},
         )
         write_json(self.path / "privacy.json", privacy)
+        if audit:
+            write_json(self.path / "audit.json", audit)
         self.describe(summary)
 
     def describe(self, summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of a run mean, in sentences: each claims what was measured and no more."""
+"""What the numbers of a run mean, in sentences: each claims what was measured and no more. Of privacy: `privacy_words`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,31 @@ import numpy as np
 
 from fedsim.results.finished import Run, tenths
 from fedsim.results.formats import count_text, known, number_text, percent, tenth_names, tenth_text, text
-
-NO_PRIVACY = "No privacy mechanism: the server sees each client's update."
+from fedsim.results.privacy_words import Promise
 
 
 def story(run: Run) -> str:
     """One sentence of what happened, with the caveat that matters most."""
     s = run.summary
     data = s.get("dataset") or {}
-    rounds, cohort, clients = (count_text(s.get(key)) for key in ("rounds", "cohort_size", "num_clients"))
-    what = f"{text(s.get('strategy'))} trained {text(s.get('model'))} on {text(data.get('name'))}"
-    start = f"In {rounds} round{'' if s.get('rounds') == 1 else 's'} of {cohort} out of {clients} clients, {what} to "
+    rounds, clients = (count_text(s.get(key)) for key in ("rounds", "num_clients"))
+    what = f"{text(s.get('strategy'))} trained {text(s.get('model'))} on {text(data.get('name'))}{Promise.of(run).clause()}"
+    start = f"In {rounds} round{'' if s.get('rounds') == 1 else 's'} of {cohort_of(run)} out of {clients} clients, {what} to "
     rows = f"{count_text(data.get('test_rows'))} test rows" if known(data.get("test_rows")) else "test rows"
     if known(s.get("accuracy")):
         return f"{start}{percent(s['accuracy'])} accuracy on {rows} that no client trained on{_caveat(run)}."
     if known(s.get("loss")):
         return f"{start}a loss of {number_text(s['loss'])} on {rows} that no client trained on{_loss_caveat(run)}."
     return f"{start}a model whose last loss is not a finite number or was never measured, so nothing can be said of it."
+
+
+def cohort_of(run: Run) -> str:
+    """How many clients took part in a round: where that differs from round to round, about the mean."""
+    sizes = run.rounds.get("cohort_size", np.zeros(0))
+    sizes = sizes[np.isfinite(sizes)]
+    if len(sizes) == 0 or sizes.min() == sizes.max():
+        return count_text(run.summary.get("cohort_size"))
+    return f"about {sizes.mean():,.0f}" if sizes.mean() >= 10 else f"about {sizes.mean():.2g}"
 
 
 def _caveat(run: Run) -> str:
@@ -170,23 +178,3 @@ def failures(run: Run) -> dict[str, str | None]:
         "words": f"{count_text(count)}{share} failed{who}; what they trained is not in the model.",
         "reason": text(failed.get("first_reason")),
     }
-
-
-def privacy(ledger: dict[str, Any]) -> dict[str, Any]:
-    """What may be claimed, by privacy.json: a guarantee only where an epsilon was accounted, and never more."""
-    mechanism, epsilon, delta = (ledger.get(name) for name in ("mechanism", "epsilon", "delta"))
-    if mechanism == "none":
-        return {"words": NO_PRIVACY, "rows": [], "caveats": []}
-    if known(epsilon):
-        words = f"The model is differentially private with ε = {number_text(epsilon)} at δ = {number_text(delta)}"
-        words += f", for one {ledger['unit']}." if ledger.get("unit") else "."
-    else:
-        words = "A privacy mechanism was at work but no ε was accounted, so no guarantee is claimed."
-    rows = [
-        ("Mechanism", text(mechanism)),
-        ("ε", number_text(epsilon)),
-        ("δ", number_text(delta)),
-        ("Noise multiplier", number_text(ledger.get("noise_multiplier"))),
-        *((name.capitalize(), text(ledger.get(name))) for name in ("unit", "adjacency", "accountant", "trust")),
-    ]
-    return {"words": words, "rows": rows, "caveats": list(ledger.get("caveats") or ())}
