@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.privacy import NoPrivacy
+from fedsim.privacy.base import Protection
 from fedsim.rng import numpy_generator
 
 TEXT = "\n !\"$&'(),-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz|}<_"
@@ -37,9 +37,60 @@ def make_run(
     pq.write_table(pa.table(table), folder / "rounds.parquet")
     pq.write_table(pa.table(people, schema=_client_schema(task)), folder / "clients.parquet")
     (folder / "summary.json").write_text(json.dumps(_summary(table, people, classes, task) | summary))
-    (folder / "privacy.json").write_text(json.dumps(NoPrivacy().ledger()))
+    (folder / "privacy.json").write_text(json.dumps(Protection().ledger()))
     (folder / ".hydra" / "config.yaml").write_text("seed: 0\nrounds: 50\nclient:\n  lr: 0.1\n")
     (folder / ".hydra" / "overrides.yaml").write_text("- partition=dirichlet\n- client.lr=0.1\n")
+    return folder
+
+
+LEDGER: dict[str, Any] = {
+    "mechanism": "Gaussian, flat clipping",
+    "noise_multiplier": 1.1,
+    "unit": "client",
+    "adjacency": "add-or-remove-one",
+    "accountant": "PLD, dp-accounting 0.6.0",
+    "delta": 1e-05,
+    "epsilon": 7.98412,
+    "epsilon_by": {"pld": 7.98412, "rdp": 8.61, "prv": None},
+    "sampling": "poisson",
+    "clip_norm": 0.5,
+    "sensitivity": 0.5,
+    "denominator": 20,
+    "rounds": 50,
+    "rounds_planned": 60,
+    "participations": {"most": 9, "limit": None},
+    "budget": 8.0,
+    "generator": "the operating system's",
+    "trust": "the server",
+    "against": "anyone who sees the models of all rounds but not who took part",
+    "caveats": ["Measurements are outside the guarantee."],
+}
+AUDIT: dict[str, Any] = {
+    "kind": "canary",
+    "canaries": 1000,
+    "claimed": 7.98412,
+    "observed": 2.34567,
+    "confidence": 0.95,
+    "verdict": "PASS",
+    "bounds": {"one_run": {"epsilon": 2.34567, "guesses": 250, "correct": 240}, "gaussian": None},
+    "most_it_could_show": 4.2,
+    "words": ["Two hundred and forty guesses were right."],
+}
+
+
+def make_private(folder: Path, ledger: dict[str, Any], audit: dict[str, Any] | None = None, alike: bool = True) -> Path:
+    """Give a finished run this ledger and audit, and columns of epsilon; not alike: clients pay for their own rounds."""
+    table, people = pq.read_table(folder / "rounds.parquet"), pq.read_table(folder / "clients.parquet")
+    last = ledger.get("epsilon") or ledger.get("refuted_epsilon") or float("nan")
+    epsilon = last * np.sqrt(np.arange(1, table.num_rows + 1) / table.num_rows)
+    took = np.asarray(people["participations"])
+    own = np.full(len(took), last) if alike else last * np.sqrt(took / max(took.max(), 1))
+    place = people.schema.get_field_index("epsilon")
+    pq.write_table(table.append_column("epsilon", pa.array(epsilon)), folder / "rounds.parquet")
+    pq.write_table(people.set_column(place, "epsilon", pa.array(own)), folder / "clients.parquet")
+    (folder / "privacy.json").write_text(json.dumps(ledger))
+    if audit is not None:
+        (folder / "audit.json").write_text(json.dumps(audit))
     return folder
 
 
@@ -196,6 +247,9 @@ def _summary(
         "baselines": {},
     }
 
+
+OF_EVERY_RUN = ("learning_curve", "client_accuracy", "client_classes", "participation", "traffic")
+"""Pictures that a run without privacy has."""
 
 BASELINES = {
     "central": {"accuracy": 0.945, "loss": 0.2},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from fake_run import TEXT, make_run, names
+from fake_run import AUDIT, LEDGER, OF_EVERY_RUN, TEXT, make_private, make_run, names, pixels
 
-from fedsim.results.finished import read_run, tenths
+from fedsim.results.finished import Run, read_run, tenths
 from fedsim.results.plots import DRAWINGS, write_plots
 from fedsim.rng import numpy_generator
 from fedsim.training.evaluation import across_clients
@@ -15,7 +15,7 @@ from fedsim.training.evaluation import across_clients
 
 def test_a_thousand_clients_and_text_symbols_are_drawn_as_a_heat_map(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", clients=1000, classes=tuple(TEXT), task="next_token", rounds=20, every=5)
-    assert names(write_plots(folder)) == list(DRAWINGS)
+    assert names(write_plots(folder)) == list(OF_EVERY_RUN)
     figure = DRAWINGS["client_classes"](read_run(folder))
     assert figure is not None
     axes = figure.axes[0]
@@ -89,3 +89,74 @@ def test_the_tenth_of_the_report_is_that_of_the_summary() -> None:
         values = numpy_generator(0, 0, clients, "tenths").uniform(size=clients)
         expected = across_clients(values.tolist())
         assert tenths(values) == (expected["worst10"], expected["best10"])
+
+
+def labels(run: Run) -> list[tuple[str, str]]:
+    """(x, y) of the panels of the privacy picture."""
+    figure = DRAWINGS["privacy"](run)
+    return [] if figure is None else [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+
+
+SPENT, BOUGHT = ("round", "ε spent so far"), ("ε spent so far", "accuracy, test rows")
+OWN, NORM = ("ε that a client spent in all", "clients"), ("round", "clipping norm of the next round")
+
+
+def test_a_private_run_shows_how_epsilon_was_spent_and_what_it_bought(tmp_path: Path) -> None:
+    folder = make_private(make_run(tmp_path / "run", clients=30), LEDGER)
+    (path,) = [path for path in write_plots(folder) if path.stem == "privacy"]
+    ink = (pixels(path.read_bytes())[..., :3].min(-1) < 0.9).mean()
+    assert 0.01 < ink < 0.9
+    run = read_run(folder)
+    assert labels(run) == [SPENT, BOUGHT]
+    figure = DRAWINGS["privacy"](run)
+    assert figure is not None
+    over_rounds, bought = (axes.lines[0] for axes in figure.axes)
+    np.testing.assert_array_equal(over_rounds.get_ydata(), run.rounds["epsilon"])
+    np.testing.assert_array_equal(bought.get_xdata(), run.rounds["epsilon"])
+    np.testing.assert_array_equal(bought.get_ydata(), run.rounds["accuracy"])
+    assert figure.axes[0].lines[1].get_label() == "budget 8"
+    assert "ε = 7.985 at δ = 1e-5 bought" in figure.get_suptitle() and "half of it" in figure.get_suptitle()
+
+
+def test_clients_that_spent_differently_are_drawn(tmp_path: Path) -> None:
+    run = read_run(make_private(make_run(tmp_path / "run", clients=30), LEDGER, alike=False))
+    assert labels(run) == [SPENT, BOUGHT, OWN]
+    figure = DRAWINGS["privacy"](run)
+    assert figure is not None
+    assert sum(bar.get_height() for bar in figure.axes[2].patches) == 30
+
+
+def test_epsilon_stands_beside_the_rounds_that_were_judged(tmp_path: Path) -> None:
+    run = read_run(make_private(make_run(tmp_path / "run", clients=30, every=10), LEDGER))
+    run.rounds["epsilon"][19] = np.nan  # of a round that was judged
+    figure = DRAWINGS["privacy"](run)
+    assert figure is not None
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_xdata(), run.rounds["epsilon"][[9, 29, 39, 49]])
+
+
+def test_an_epsilon_spent_at_once_buys_nothing_bit_by_bit_and_a_moving_norm_is_drawn(tmp_path: Path) -> None:
+    run = read_run(make_private(make_run(tmp_path / "run", clients=30), LEDGER))
+    run.rounds["epsilon"][:] = 7.98412
+    run.rounds["clip_norm"] = np.linspace(1, 2, 50)
+    assert labels(run) == [SPENT, NORM]
+    run.rounds["clip_norm"][:] = 1.0
+    assert labels(run) == [SPENT]
+
+
+def test_without_an_epsilon_there_is_no_picture_of_it(tmp_path: Path) -> None:
+    folder = make_private(make_run(tmp_path / "run", clients=12, rounds=3), LEDGER | {"epsilon": None})
+    (folder / "plots").mkdir()
+    (folder / "plots" / "privacy.png").write_bytes(b"old")
+    assert "privacy" not in names(write_plots(folder)) and not (folder / "plots" / "privacy.png").exists()
+
+
+def test_a_refuted_epsilon_is_drawn_as_a_claim(tmp_path: Path) -> None:
+    run = read_run(make_private(make_run(tmp_path / "run", clients=12), LEDGER, AUDIT | {"verdict": "FAIL"}))
+    assert labels(run)[0] == ("round", "ε claimed so far")
+    figure = DRAWINGS["privacy"](run)
+    assert figure is not None and figure.get_suptitle() == "The audit refutes the claim of ε = 7.985"
+
+
+def test_regression_shows_the_loss_that_an_epsilon_bought(tmp_path: Path) -> None:
+    run = read_run(make_private(make_run(tmp_path / "run", task="regression", clients=30), LEDGER))
+    assert labels(run) == [SPENT, ("ε spent so far", "loss, test rows")]

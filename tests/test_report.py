@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from fake_run import BASELINES, make_run, names, pixels
+from fake_run import AUDIT, BASELINES, LEDGER, OF_EVERY_RUN, make_private, make_run, names, pixels
 
 from fedsim.results.formats import DASH
-from fedsim.results.plots import DRAWINGS, write_plots
+from fedsim.results.plots import write_plots
+from fedsim.results.privacy_words import NO_PRIVACY
 from fedsim.results.report import write_report
-from fedsim.results.wording import NO_PRIVACY
 from fedsim.types import FedsimError
 
 EVIL = "<script>alert('mnist')</script>"
@@ -32,6 +32,7 @@ class Page(HTMLParser):
         self.alts: list[str] = []
         self.words: list[str] = []
         self.style: list[str] = []
+        self.classes: list[str] = []
         self._in_style = False
         self.feed(html)
 
@@ -41,6 +42,8 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "srcset", "action", "data", "poster", "background"):
                 self.addresses.append(value or "")
+            if name == "class":
+                self.classes += (value or "").split()
             if name == "alt":
                 self.alts.append(value or "")
             assert not name.startswith("on"), "an event handler"
@@ -68,7 +71,7 @@ def edit_summary(folder: Path, **changes: Any) -> None:
 
 
 def test_every_plot_is_drawn_large_and_not_blank(plain: Path) -> None:
-    assert sorted(path.name for path in (plain / "plots").iterdir()) == sorted(f"{name}.png" for name in DRAWINGS)
+    assert sorted(path.stem for path in (plain / "plots").iterdir()) == sorted(OF_EVERY_RUN)
     for path in (plain / "plots").iterdir():
         image = pixels(path.read_bytes())
         assert image.shape[1] >= 800 and image.shape[0] >= 400
@@ -119,7 +122,7 @@ def test_the_pictures_in_the_report_are_those_of_the_run(plain: Path) -> None:
     page = Page((plain / "report.html").read_text())
     embedded = {base64.b64decode(address.split(",", 1)[1]) for address in page.addresses}
     assert embedded == {path.read_bytes() for path in (plain / "plots").iterdir()}
-    assert all(page.alts) and len(set(page.alts)) == len(DRAWINGS)
+    assert all(page.alts) and len(set(page.alts)) == len(OF_EVERY_RUN)
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
@@ -206,15 +209,63 @@ def test_without_baselines_the_report_names_the_command_that_adds_them(tmp_path:
 
 
 def test_the_report_claims_what_privacy_json_says(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "run", clients=12, rounds=2)
-    ledger = {"mechanism": "gaussian", "epsilon": 4.0, "delta": 1e-5, "unit": "user", "caveats": ["<b>trust</b> me"]}
-    (folder / "privacy.json").write_text(json.dumps(ledger))
-    page = Page(write_report(folder).read_text())
-    assert "ε = 4 at δ = 1e-05, for one user" in page.text and NO_PRIVACY not in page.text
-    assert "<b>trust</b> me" in page.text and "b" not in page.tags
+    folder = make_private(make_run(tmp_path / "run", clients=12, rounds=4), LEDGER, AUDIT, alike=False)
+    html = write_report(folder).read_text()
+    page = Page(html)
+    assert "is differentially private with ε = 7.985 at δ = 1e-5 for one client's whole data" in page.text
+    assert NO_PRIVACY not in page.text and "Evidence" in page.text and "PASS" in page.text
+    assert re.findall(r"<dt>Privacy ε</dt><dd>(.*?)<small>(.*?)</small>", html) == [
+        ("7.985", "δ = 1e-5, for one client")
+    ]
+    assert "ε = 2.345" in page.text and AUDIT["words"][0] in page.text and "alarm" not in page.classes
+    assert any("How ε was spent" in alt for alt in page.alts)
     (folder / "privacy.json").unlink()
     with pytest.raises(FedsimError, match=r"no privacy\.json"):
         write_report(folder)
+
+
+def test_a_failed_audit_stops_the_report(tmp_path: Path) -> None:
+    failed = AUDIT | {"verdict": "FAIL", "observed": 12.0}
+    folder = make_private(make_run(tmp_path / "run", clients=12, rounds=4), LEDGER, failed)
+    html = write_report(folder).read_text()
+    page = Page(html)
+    alarm = page.text.index(
+        "The audit refutes the privacy claim: claimed at most ε = 7.985, observed at least 12 (95% conf"
+    )
+    assert alarm < page.text.index("In 4 rounds") and page.classes.count("alarm") == 2
+    assert "is differentially private" not in page.text and "No guarantee is stated" in page.text
+    assert re.findall(r"<dt>Privacy ε</dt><dd>(.*?)<small>", html) == ["refuted"]
+
+
+def test_pictures_of_an_audit_are_shown(tmp_path: Path) -> None:
+    bars = {"edges": [0.0, 1.0, 2.0], "in": [1, 9], "out": [9, 1]}
+    audit = AUDIT | {"plot": {"run": bars}}
+    folder = make_private(make_run(tmp_path / "run", clients=12, rounds=4), LEDGER, audit)
+    assert "audit_scores" in names(write_plots(folder))
+    page = Page(write_report(folder).read_text())
+    assert any("canaries" in alt for alt in page.alts)
+
+
+def test_hostile_privacy_stays_text(tmp_path: Path) -> None:
+    ledger = {key: EVIL if isinstance(value, str) else value for key, value in LEDGER.items()}
+    ledger |= {"caveats": [EVIL, 5], "<b>key</b>": "<i>value</i>", "unit": "<b>unit</b>"}
+    audit = AUDIT | {"words": [EVIL, "</li><script>"], "kind": EVIL}
+    for verdict in ("PASS", "FAIL"):
+        folder = make_private(make_run(tmp_path / verdict, clients=12, rounds=2), ledger, audit | {"verdict": verdict})
+        page = Page(write_report(folder).read_text())
+        assert not {"script", "b", "i"} & set(page.tags) and EVIL in page.text and "<i>value</i>" in page.text
+
+
+def test_what_secure_aggregation_cost_is_told_where_it_was_there(plain: Path, tmp_path: Path) -> None:
+    assert "Secure aggregation" not in Page((plain / "report.html").read_text()).text
+    folder = make_run(tmp_path / "run", clients=12, rounds=2)
+    table = pq.read_table(folder / "rounds.parquet")
+    for name, values in (("bytes_up", [1500, 1500]), ("bytes_down", [0, 0]), ("seconds", [1.5, 2.0])):
+        table = table.append_column(f"secure_aggregation_{name}", [values])
+    pq.write_table(table, folder / "rounds.parquet")
+    facts = dict(re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', write_report(folder).read_text()))
+    assert facts["Secure aggregation, sent up"] == "3 kB" and facts["Secure aggregation, time"] == "3.5 s"
+    assert "Secure aggregation, sent down" not in facts
 
 
 @pytest.mark.slow

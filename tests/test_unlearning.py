@@ -306,7 +306,7 @@ def test_ascent_unlearns_an_outlier_and_keeps_what_the_others_taught(tmp_path: P
     models = forget(request(tmp_path / "run", "client=0"))["models"]
     original, exact, approximate = (models[name] for name in ("original", "exact", "approximate"))
     assert original["forgotten_accuracy"] > 0.9 and exact["forgotten_accuracy"] < 0.4
-    assert approximate["forgotten_accuracy"] < 0.5
+    assert approximate["forgotten_accuracy"] < original["forgotten_accuracy"] - 0.3
     assert approximate["accuracy"] > original["accuracy"] - 0.05
     assert approximate["client_rounds"] < exact["client_rounds"] / 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,9 @@ import numpy as np
 import pytest
 from fake_run import BASELINES, make_run
 
-from fedsim.privacy import NoPrivacy
 from fedsim.results.finished import read_run, tenths
-from fedsim.results.formats import DASH, bytes_text, duration
-from fedsim.results.wording import NO_PRIVACY, failures, gains, privacy, spread, story
+from fedsim.results.formats import DASH, at_least, at_most, bytes_text, duration
+from fedsim.results.wording import failures, gains, spread, story
 
 
 def test_fairness_of_a_regression_is_that_of_the_loss(tmp_path: Path) -> None:
@@ -71,13 +71,20 @@ def test_failures_are_counted_or_said_to_be_uncounted(tmp_path: Path) -> None:
     assert "not counted" in str(failures(run)["words"])
 
 
-def test_privacy_claims_no_more_than_was_accounted() -> None:
-    assert privacy(NoPrivacy().ledger()) == {"words": NO_PRIVACY, "rows": [], "caveats": []}
-    ledger = {"mechanism": "gaussian", "epsilon": None, "delta": None, "noise_multiplier": 1.1, "unit": "user"}
-    assert "no guarantee is claimed" in privacy(ledger)["words"]
-    told = privacy(ledger | {"epsilon": 4.0, "delta": 1e-5, "caveats": ["the server is trusted"]})
-    assert told["words"] == "The model is differentially private with ε = 4 at δ = 1e-05, for one user."
-    assert ("Noise multiplier", "1.1") in told["rows"] and told["caveats"] == ["the server is trusted"]
+def test_cohorts_that_differ_from_round_to_round_are_told_by_their_mean(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    assert "rounds of 10 out of 100 clients" in story(run)
+    run.rounds["cohort_size"][:] = np.where(np.arange(50) % 2, 9, 13)
+    assert "rounds of about 11 out of 100 clients" in story(run)
+    run.rounds["cohort_size"][:] = np.where(np.arange(50) % 2, 1, 2)
+    assert "rounds of about 1.5 out of 100 clients" in story(run)
+
+
+def test_bounds_are_rounded_to_the_safe_side() -> None:
+    assert [at_most(x) for x in (7.98412, 8.0, 4, 0.1, 1e-5, 1.23451e-5, 12345.6, 0.0, None, math.inf)] == [
+        *("7.985", "8", "4", "0.1", "1e-5", "1.235e-5", "1.235e+4", "0", DASH, DASH)
+    ]
+    assert [at_least(x) for x in (7.98499, 8.0, 0.00123456, 0.0, math.nan)] == ["7.984", "8", "0.001234", "0", DASH]
 
 
 def test_units() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedsim.audit.pictures import audit_scores, inversion, lira_roc
 from fedsim.paths import whole
 from fedsim.results.finished import Run, read_run
 from fedsim.results.pictures.classes import client_classes
@@ -28,6 +29,9 @@ DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {
     "participation": participation,
     "traffic": traffic,
     "privacy": privacy,
+    "audit_scores": audit_scores,
+    "lira_roc": lira_roc,
+    "inversion": inversion,
 }
 
 

@@ -83,14 +83,11 @@ class Promise:
     def clause(self) -> str:
         """What follows the name of the data in the sentence at the top of the report; empty for a run without privacy."""
         return {
-            "none": "",
-            "stated": f" under differential privacy ({self.in_brief()})",
-            "refuted": " under a privacy mechanism whose claim the audit refutes",
-            "removed": " under a privacy mechanism whose noise was left out on purpose",
-            "unstated": " under a privacy mechanism for which no ε can be stated"
-            if self.ledger.get("mechanism")
-            else "",
-        }[self.standing]
+            "stated": f" (differentially private, {self.in_brief()})",
+            "refuted": " (with a privacy mechanism whose claim the audit refutes)",
+            "removed": " (with a privacy mechanism whose noise was left out on purpose)",
+            "unstated": " (with a privacy mechanism, but no ε can be stated)" if self.ledger.get("mechanism") else "",
+        }.get(self.standing, "")
 
     def tile(self) -> tuple[str, str]:
         """(value, remark) of the headline's tile."""
@@ -111,9 +108,8 @@ class Promise:
             return None
         words = "The audit refutes the privacy claim"
         if self.claimed is not None or known(self.audit.get("claimed")):
-            words += (
-                f": claimed at most ε = {_claimed(self)}, observed at least {_observed(self.audit)}{_sure(self.audit)}"
-            )
+            sure = f" ({_sure(self.audit)})" if _sure(self.audit) else ""
+            words += f": claimed at most ε = {_claimed(self)}, observed at least {_observed(self.audit)}{sure}"
         removed = " The noise had been left out on purpose (audit.remove_noise=true)."
         return f"{words}. No guarantee holds for this run.{removed if self.audit.get('noise_removed') is True else ''}"
 
@@ -196,12 +192,12 @@ def evidence(audit: dict[str, Any]) -> dict[str, Any] | None:
             ),
             ("Estimated", f"ε ≈ {_estimate(audit)}", "no bound")
             if estimate
-            else ("Observed at least", f"ε = {_observed(audit)}", _sure(audit).strip(" ()")),
+            else ("Observed at least", f"ε = {_observed(audit)}", _sure(audit)),
         ]
     if known(audit.get("canaries")):
         figures.append(("Canaries", count_text(audit["canaries"]), "put in to be found"))
     if known(audit.get("most_it_could_show")):
-        remark = "whatever the noise may be" if "one_run" in (audit.get("bounds") or {}) else ""
+        remark = "assuming nothing of the noise" if "one_run" in (audit.get("bounds") or {}) else ""
         figures.append(("The most it could show", f"ε = {at_least(audit['most_it_could_show'])}", remark))
     return {
         "failed": failed,
@@ -243,12 +239,22 @@ def _estimate(audit: dict[str, Any]) -> str:
 
 
 def _sure(audit: dict[str, Any]) -> str:
-    return f" ({100 * audit['confidence']:.3g}% confidence)" if known(audit.get("confidence")) else ""
+    """How sure the observation is, and whether the larger of two bounds is the one that takes the noise to be Gaussian."""
+    bounds = audit.get("bounds") or {}
+    one, gaussian = bounds.get("one_run"), bounds.get("gaussian")
+    leans = isinstance(one, dict) and isinstance(gaussian, dict) and _size(gaussian) > _size(one)
+    sure = f"{100 * audit['confidence']:.3g}% confidence" if known(audit.get("confidence")) else ""
+    return ", ".join(filter(None, (sure, "if releases are Gaussian" if leans else "")))
+
+
+def _size(bound: dict[str, Any]) -> float:
+    return bound["epsilon"] if known(bound.get("epsilon")) else math.inf
 
 
 def _generator(ledger: dict[str, Any]) -> str | None:
-    generator = ledger.get("generator")
-    return f"The noise's generator: {generator}." if generator else None
+    """A warning where the noise can be drawn again; elsewhere the table's row is enough."""
+    generator = str(ledger.get("generator") or "")
+    return f"The noise's generator is {generator}." if generator.startswith("seeded") else None
 
 
 def _reason(ledger: dict[str, Any]) -> str:

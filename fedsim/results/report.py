@@ -27,13 +27,10 @@ CAPTIONS = {
     "participation": "How often clients took part, and when they failed",
     "traffic": "Bytes sent over rounds, and what they bought",
     "privacy": "How ε was spent over rounds, what it bought, and how it differs between clients",
-}
-EVIDENCE = {
     "audit_scores": "How canaries that were in the run and canaries that were not scored in the audit",
     "lira_roc": "How well an attack tells training examples from others, against its false alarms",
     "inversion": "Images of a client beside what was reconstructed from its update",
 }
-"""Pictures that an audit draws."""
 
 
 def write_report(run_dir: Path, summary: dict[str, Any] | None = None) -> Path:
@@ -94,10 +91,9 @@ def _hydra_file(run: Run, name: str) -> str:
 
 def _plots(run: Run) -> dict[str, dict[str, str]]:
     """The pictures that were drawn, by name: the file as base64, and what it shows for those who do not see it."""
-    captions = {name: CAPTIONS[name] for name in DRAWINGS} | (EVIDENCE if run.audit else {})
-    files = {name: run.folder / "plots" / f"{name}.png" for name in captions}
+    files = {name: run.folder / "plots" / f"{name}.png" for name in DRAWINGS}
     return {
-        name: {"data": base64.b64encode(path.read_bytes()).decode(), "alt": captions[name]}
+        name: {"data": base64.b64encode(path.read_bytes()).decode(), "alt": CAPTIONS[name]}
         for name, path in files.items()
         if path.is_file()
     }

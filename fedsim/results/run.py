@@ -130,9 +130,10 @@ def _users(population: Population) -> list[str | None]:
     dataset, partition = population.dataset, population.partition
     if dataset.train.user is None:
         return [None] * partition.num_clients
-    user = dataset.train.user[partition.rows]
-    starts = partition.offsets[:-1]
-    first, last = np.minimum.reduceat(user, starts), np.maximum.reduceat(user, starts)
+    holds = partition.sizes > 0  # a forgotten client holds nothing
+    user, starts = dataset.train.user[partition.rows], partition.offsets[:-1][holds]
+    first, last = np.full(len(holds), -1), np.full(len(holds), -2)
+    first[holds], last[holds] = np.minimum.reduceat(user, starts), np.maximum.reduceat(user, starts)
     return [dataset.users[low] if low == high else None for low, high in zip(first, last, strict=True)]
 
 
@@ -140,9 +141,10 @@ def lineage(population: Population) -> dict[str, Any]:
     """Which rows of the dataset's training split each client trained on and held out."""
     import pyarrow as pa
 
-    split = [population.rows(client) for client in range(population.num_holders)]
+    holders = np.flatnonzero(population.partition.sizes).tolist()
+    split = [population.rows(client) for client in holders]
     return {
-        "client": pa.array(range(len(split)), pa.int32()),
+        "client": pa.array(holders, pa.int32()),
         "rows": pa.array([rows for rows, _ in split], pa.list_(pa.int32())),
         "holdout_rows": pa.array([rows for _, rows in split], pa.list_(pa.int32())),
     }

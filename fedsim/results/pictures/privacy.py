@@ -82,10 +82,14 @@ def _spent_panel(axes: Axes, run: Run) -> None:
     budget = run.privacy.get("budget")
     if known(budget):
         axes.axhline(budget, color="black", lw=1, ls="--", label=f"budget {budget:.4g}")
-    axes.set_ylabel("ε spent so far")
+    axes.set_ylabel(_measure(run))
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower right")
     round_axis(axes)
+
+
+def _measure(run: Run) -> str:
+    return "ε spent so far" if Promise.of(run).standing in ("stated", "unstated") else "ε claimed so far"
 
 
 def _whose(run: Run) -> str:
@@ -100,7 +104,7 @@ def _bought_panel(axes: Axes, run: Run) -> None:
     assert name is not None
     label, color = {**LOSSES, **ACCURACIES}[name]
     line(axes, epsilon, values, label, color)
-    axes.set_xlabel("ε spent so far")
+    axes.set_xlabel(_measure(run))
     axes.set_xlim(left=0)
     axes.set_ylabel(f"{'loss' if name == 'loss' else 'accuracy'}, {label}")
     if name != "loss":
@@ -112,11 +116,11 @@ def _clients_panel(axes: Axes, run: Run) -> None:
     edges = np.linspace(0, spent.max(), 21)
     axes.hist(spent, bins=edges.tolist(), color=BLUE, edgecolor="white", lw=0.6)
     middle = float(np.median(spent))
-    axes.axvline(middle, color="black", lw=1.2, label=f"median {at_most(middle)}")
-    axes.axvline(spent.max(), color=ORANGE, lw=1.2, ls="--", label=f"most {at_most(float(spent.max()))}")
+    axes.axvline(middle, ymax=0.78, color="black", lw=1.2, label=f"median {at_most(middle)}")
+    axes.axvline(spent.max(), ymax=0.78, color=ORANGE, lw=1.2, ls="--", label=f"most {at_most(float(spent.max()))}")
     axes.set_xlabel("ε that a client spent in all")
     axes.set_ylabel("clients")
-    axes.set_ylim(top=1.3 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.set_ylim(top=axes.get_ylim()[1] / 0.78)  # room for the legend above the bars
     counts_axis(axes.yaxis)
     axes.legend(loc="upper left")
 
