@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower
 from fedsim.flower import Run
 from fedsim.grids.base import SimulationGrid
+from fedsim.privacy.base import Payload
 from fedsim.types import FedsimError
 
 
@@ -96,3 +97,18 @@ def node_ids(grid: Grid, needed: int, patience: float) -> Nodes:
             client = reply.content.metric_records[flower.METRICS]["client"]
             node_of[int(client)] = reply.metadata.src_node_id  # type: ignore[arg-type]
     return Nodes(node_of)
+
+
+def converse(grid: Grid, nodes: Nodes, timeout: float, phase: str, said: Mapping[int, Payload]) -> dict[int, Payload]:
+    """Say something to each of these clients beside training, and gather the answers of those that answered."""
+    config = ConfigRecord({"phase": phase})
+    messages = [
+        Message(
+            RecordDict({flower.CONFIG: config, flower.PAYLOAD: ConfigRecord(payload)}),
+            nodes.of(np.array([client]))[0],
+            MessageType.QUERY,
+        )
+        for client, payload in said.items()
+    ]
+    replies = [reply for reply in grid.send_and_receive(messages, timeout=timeout) if not reply.has_error()]
+    return {nodes.client(r.metadata.src_node_id): dict(flower.record_of(r.content, flower.PAYLOAD)) for r in replies}

@@ -7,13 +7,13 @@ mechanism that sums updates the strategy is shown one reply a round: the noisy m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
@@ -22,8 +22,8 @@ from fedsim.algorithms import Algorithm
 from fedsim.algorithms.state import pack, strategy_state
 from fedsim.audit.base import Audit
 from fedsim.grids.base import SimulationGrid
-from fedsim.nodes import Cohort, Nodes, node_ids
-from fedsim.privacy.base import Payload, Protection
+from fedsim.nodes import Cohort, Nodes, converse, node_ids
+from fedsim.privacy.base import Protection
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler
 from fedsim.training.evaluation import across_clients, finite_or_none
@@ -71,7 +71,7 @@ class Server:
         start = time.perf_counter()
         cohort = self.sampler.cohort(self.seed, round, self.num_clients, self.protection.eligible(round))
         self.protection.charge(round, cohort)
-        ask = partial(self._converse, grid, nodes, round)
+        ask = partial(converse, grid, nodes, self.timeout)
         self.protection.open_round(round, cohort, ask)
         outcome = self._train(grid, nodes, round, cohort)
         self.protection.close_round(round, np.array(sorted(outcome.metrics), dtype=np.int64), ask)
@@ -125,21 +125,6 @@ class Server:
             return reason
         (record,) = reply.content.array_records.values()
         return self.protection.refusal(flower.from_record(record))
-
-    def _converse(
-        self, grid: Grid, nodes: Nodes, round: int, phase: str, said: Mapping[int, Payload]
-    ) -> dict[int, Payload]:
-        """Say something to each of these clients beside training, and gather their answers."""
-        config = ConfigRecord({"phase": phase, "server-round": round})
-        contents = {c: RecordDict({flower.CONFIG: config, flower.PAYLOAD: ConfigRecord(p)}) for c, p in said.items()}
-        messages = [
-            Message(content, nodes.of(np.array([client]))[0], MessageType.QUERY) for client, content in contents.items()
-        ]
-        with self.interruptible():
-            replies = [r for r in grid.send_and_receive(messages, timeout=self.timeout) if not r.has_error()]
-        return {
-            nodes.client(r.metadata.src_node_id): dict(flower.record_of(r.content, flower.PAYLOAD)) for r in replies
-        }
 
     def _released(self, round: int, outcome: Outcome) -> Message:
         """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""

@@ -15,16 +15,13 @@ from fedsim.grids.base import SimulationGrid
 from fedsim.interrupts import Interrupts
 from fedsim.parts import Parts
 from fedsim.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from fedsim.results.formats import DASH
 from fedsim.results.progress import Progress
-from fedsim.results.run import RunFolder, client_columns, host, peak_memory_mb, versions
+from fedsim.results.run import RunFolder, client_columns
 from fedsim.rounds import Row, ServerState
 from fedsim.server import make_server_app
 from fedsim.subject import subject_of
+from fedsim.summary import closing_line, summarise
 from fedsim.types import FedsimError
-
-AUDIT_KEYS = ("kind", "verdict", "claimed", "observed", "confidence", "canaries")
-"""Of audit.json, what summary.json repeats."""
 
 
 class Stopped(FedsimError):
@@ -182,8 +179,7 @@ class Session:
         protection = self.parts.server.protection
         ledger = protection.ledger()
         evidence = self._audit(ledger)
-        summary = self._summary(ledger) | facts
-        summary["audit"] = {key: evidence.get(key) for key in AUDIT_KEYS} if evidence else None
+        summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
         epsilons = protection.client_epsilons(population.num_holders)
         clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
         self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence)
@@ -198,83 +194,8 @@ class Session:
         evidence = server.audit.finish(ledger["epsilon"], ledger["delta"] or 0.0, mechanism)
         if evidence.get("verdict") == "FAIL":
             ledger["refuted_epsilon"], ledger["epsilon"] = ledger["epsilon"], None
-            claimed, observed = (f"{evidence[key]:.4g}" for key in ("claimed", "observed"))
-            ledger["caveats"].insert(0, f"The audit refutes epsilon = {claimed}: at least {observed} was observed.")
+            ledger["caveats"].insert(0, f"The audit refutes epsilon = {ledger['refuted_epsilon']:.4g}, see audit.json.")
         return evidence
-
-    def _summary(self, ledger: dict[str, Any]) -> dict[str, Any]:
-        parts, state, dataset = self.parts, self.state, self.parts.population.dataset
-        last = state.rows[-1]
-        best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
-        trained = sum(state.participations.values())
-        round_seconds = sum(row["seconds"] for row in state.rows)
-        return {
-            "experiment": parts.name,
-            "seed": parts.server.seed,
-            "rounds": state.round,
-            "num_clients": parts.population.num_holders,
-            "cohort_size": parts.server.sampler.expected_size(parts.server.num_clients),
-            "accuracy": last["accuracy"],
-            "loss": last["loss"],
-            "best_accuracy": best["accuracy"] if best else None,
-            "best_round": best["round"] if best else None,
-            "macro_f1": last["macro_f1"],
-            "ece": last["ece"],
-            "epsilon": ledger["epsilon"],
-            "delta": ledger["delta"],
-            "noise_multiplier": ledger["noise_multiplier"],
-            "seconds": self.seconds,
-            "client_rounds_per_second": trained / round_seconds if round_seconds else None,
-            "peak_memory_mb": peak_memory_mb(),
-            "bytes_up": sum(row["bytes_up"] for row in state.rows),
-            "bytes_down": sum(row["bytes_down"] for row in state.rows),
-            "device": parts.device.type,
-            "num_parameters": parts.num_parameters,
-            "federated": self._federated(last),
-            "failures": {
-                "count": sum(state.failures.values()),
-                "clients": len(state.failures),
-                "first_reason": state.first_failure,
-            },
-            "dataset": {
-                "name": dataset.name,
-                "source": dataset.source,
-                "fingerprint": dataset.fingerprint,
-                "task": dataset.task,
-                "classes": list(dataset.classes),
-                "train_rows": len(dataset.train),
-                "test_rows": len(dataset.test),
-            },
-            "versions": versions(),
-            "host": host(),
-        }
-
-    def _federated(self, row: Row) -> dict[str, Any] | None:
-        if row["federated_loss"] is None and row["federated_accuracy"] is None:
-            return None
-        return {
-            "accuracy_mean": row["federated_accuracy"],
-            "accuracy_std": row["federated_accuracy_std"],
-            "accuracy_worst10": row["federated_accuracy_worst10"],
-            "accuracy_best10": row["federated_accuracy_best10"],
-            "loss_mean": row["federated_loss"],
-            "num_clients": row["federated_clients"],
-        }
-
-
-def closing_line(summary: dict[str, Any], path: Path) -> str:
-    """What a finished run says on standard output."""
-    judged = [f"{name} {summary[name]:.4g}" for name in ("accuracy", "loss") if summary[name] is not None]
-    words = [*judged, f"{summary['rounds']} rounds", f"{summary['seconds']:.0f} s"]
-    if summary["epsilon"] is not None:
-        words.append(f"epsilon {summary['epsilon']:.3g} at delta {summary['delta']:g}")
-    if audit := summary.get("audit"):
-        claimed, observed = (DASH if audit[key] is None else f"{audit[key]:.3g}" for key in ("claimed", "observed"))
-        verdict = f" {audit['verdict']}" if audit["verdict"] else ""
-        words.append(f"audit {audit['kind']}{verdict} (claimed at most {claimed}, observed {observed})")
-    if summary["failures"]["count"]:
-        words.append(f"{summary['failures']['count']} failures of clients")
-    return f"{summary['experiment']}: {', '.join(words)}; report: {path / 'report.html'}"
 
 
 def _counter(counts: dict[str, int]) -> Counter[int]:

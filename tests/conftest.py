@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
+from absl import logging as absl_logging
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+# dp-accounting logs by absl, whose handler closes the stream that it has when Hydra sets up logging anew: here pytest's
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture

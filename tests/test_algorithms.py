@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from fedsim import algorithms, flower, rng
 from fedsim.algorithms import Algorithm
+from fedsim.audit import NoAudit
 from fedsim.build import build
 from fedsim.client import Devices, Reply, make_client_app
 from fedsim.grids.inprocess import InProcessGrid
+from fedsim.privacy import Protection
 from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler
 from fedsim.server import Server
@@ -88,12 +90,14 @@ def through_our_server(algorithm: Algorithm, chunk_size: int) -> list[Params]:
     population = SimpleNamespace(device=torch.device("cpu"), training_data=None)
 
     def client_app(states):
-        return make_client_app(lambda: Devices(SaysRandomThings(), population, 1, states))  # type: ignore[arg-type]
+        return make_client_app(lambda: Devices(SaysRandomThings(), population, 1, Protection(), states))  # type: ignore[arg-type]
 
     history: list[Params] = []
     server = Server(
         algorithm=algorithm,
         sampler=AllSampler(),
+        protection=Protection(),
+        audit=NoAudit(),
         state=ServerState(start()),
         seed=0,
         rounds=ROUNDS,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from helpers import config, run_into, write_fashion_mnist, write_shakespeare, yaml_files
+from omegaconf import DictConfig
 from safetensors import safe_open
 
 from fedsim.experiment import run
@@ -43,16 +44,17 @@ PLAN_KEYS = {
 }
 SMALL = ("rounds=1", "device=cpu", "client.max_steps=2", "evaluation.clients=5")
 SMALLER = {
-    "fashion_mnist": ("dataset.verify=false", "population.num_clients=10", "sampler.cohort_size=4"),
-    "shakespeare": ("dataset.verify=false", "dataset.min_chars=500", "sampler.cohort_size=2"),
+    "fashion_mnist": ("dataset.verify=false", "population.num_clients=10"),
+    "shakespeare": ("dataset.verify=false", "dataset.min_chars=500"),
 }
 """By dataset: what a tiny file of the same format needs to be taken."""
 
 EXPERIMENTS = list(yaml_files("experiment"))
 
 
-def tiny_files(dataset: str, folder: Path) -> list[str]:
+def tiny_files(whole: DictConfig, folder: Path) -> list[str]:
     """Overrides that read a tiny file of the format, where no package installs the real one."""
+    dataset = whole.dataset._target_.split(".")[-2]
     writers = {
         "fashion_mnist": lambda: write_fashion_mnist(folder, train=200, test=20),
         "shakespeare": lambda: write_shakespeare(folder),
@@ -60,7 +62,9 @@ def tiny_files(dataset: str, folder: Path) -> list[str]:
     if dataset not in writers:
         return []
     writers[dataset]()
-    return [f"dataset.root='{folder}'", *SMALLER[dataset]]
+    cohort = ["sampler.cohort_size=2"] if "cohort_size" in whole.sampler else []
+    cohort += ["sampler.fraction=null"] if "fraction" in whole.sampler else []
+    return [f"dataset.root='{folder}'", *SMALLER[dataset], *cohort]
 
 
 def test_there_are_experiments() -> None:
@@ -72,8 +76,7 @@ def test_one_round_of_each(path: Path, tmp_path: Path) -> None:
     experiment = f"+experiment={path.stem}"
     whole = config(experiment)
     assert whole.name == path.stem and path.read_text().startswith("# @package _global_\n# ")
-    dataset = whole.dataset._target_.split(".")[-2]
-    cfg = config(experiment, *SMALL, *tiny_files(dataset, tmp_path))
+    cfg = config(experiment, *SMALL, *tiny_files(whole, tmp_path))
     folder = tmp_path / "run"
     run_into(folder, cfg)
     assert [name for name in FILES if not (folder / name).is_file()] == []
@@ -99,7 +102,7 @@ def test_one_round_of_each(path: Path, tmp_path: Path) -> None:
 def test_the_plan_of_each(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = f"+experiment={path.stem}"
     whole = config(experiment)
-    cfg = config(experiment, "dry_run=true", "device=cpu", *tiny_files(whole.dataset._target_.split(".")[-2], tmp_path))
+    cfg = config(experiment, "dry_run=true", "device=cpu", *tiny_files(whole, tmp_path))
     folder = tmp_path / "plan"
     run(cfg, folder)
     plan = json.loads((folder / "plan.json").read_text())

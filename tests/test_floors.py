@@ -30,6 +30,7 @@ FLOORS: list[set[str]] = [
         "interrupts",
         "parts",
         "subject",
+        "summary",
         "plan",
         "session",
     },

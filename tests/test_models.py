@@ -42,6 +42,7 @@ def count(model: nn.Module) -> int:
         (models.MLP(IMAGE, 10), 199_210),  # the 2NN of arXiv 1602.05629
         (models.CNN(IMAGE, 10), 1_663_370),  # its CNN
         (models.CNN(IMAGE, 10, channels=[16, 32], hidden=128), 215_370),
+        (models.TanhCNN(IMAGE, 10), 26_010),  # arXiv 2011.11660
         (models.ResNet(IMAGE, 10), 77_562),
         (models.ResNet(COLOUR, 10, blocks=3), RESNET_20),
         (models.CharLSTM((80,), 86, embedding=8, hidden=256, layers=2), TWO_LAYER_LSTM),
@@ -58,6 +59,7 @@ def test_parameter_counts(model: nn.Module, parameters: int) -> None:
         (models.Linear, [IMAGE, COLOUR, (6,), (6, 128)]),
         (models.MLP, [IMAGE, COLOUR, (6,), (6, 128)]),
         (models.CNN, [IMAGE, COLOUR, (1, 8, 8), (2, 5, 7)]),
+        (models.TanhCNN, [IMAGE, COLOUR, (1, 16, 17), (2, 19, 18)]),
         (models.CNN1d, [(6, 128), (1, 20)]),
         (models.ResNet, [IMAGE, COLOUR, (1, 8, 8)]),
     ],
@@ -90,6 +92,7 @@ def test_dropout_is_in_the_models_only_where_asked_for() -> None:
     [
         (models.CNN, (6,), "try model=mlp"),
         (models.CNN, (1, 3, 3), "at least 4x4"),
+        (models.TanhCNN, (1, 15, 28), "at least 16x16"),
         (models.CNN1d, IMAGE, "try model=cnn"),
         (models.ResNet, (6, 128), "try model=mlp"),
         (models.CharLSTM, IMAGE, "try model=cnn"),
@@ -102,7 +105,8 @@ def test_a_model_that_does_not_fit_the_data_says_which_does(make, shape: tuple[i
 
 
 def test_no_built_in_model_mixes_examples_and_batch_norm_is_refused() -> None:
-    for model in (models.MLP(IMAGE, 10), models.CNN(IMAGE, 10), models.ResNet(IMAGE, 10), models.CNN1d((6, 128), 7)):
+    images = (models.MLP, models.CNN, models.TanhCNN, models.ResNet)
+    for model in (*(make(IMAGE, 10) for make in images), models.CNN1d((6, 128), 7)):
         assert mixing_layers(model) == []
         refuse_mixing(model, "privacy=example")
     mixed = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4)))

@@ -225,7 +225,7 @@ def test_releases_are_written_down_before_they_happen(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_are_refused_in_one_sentence(overrides: tuple[str, ...], words: str) -> None:
-    with pytest.raises(FedsimError, match=".") as caught:
+    with pytest.raises(FedsimError) as caught:
         parts(*overrides)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 

@@ -11,10 +11,11 @@ import pytest
 from fake_run import AUDIT, LEDGER, make_private, make_run
 
 from fedsim.privacy.base import Protection
+from fedsim.results.audit_words import evidence
 from fedsim.results.finished import read_run
 from fedsim.results.formats import DASH
 from fedsim.results.privacy_rows import rows_of
-from fedsim.results.privacy_words import NO_PRIVACY, Promise, evidence
+from fedsim.results.privacy_words import NO_PRIVACY, Promise
 from fedsim.results.wording import story
 
 FAILED = {"verdict": "FAIL", "observed": 9.87654}

@@ -3,6 +3,6 @@
 from fedsim.models.dense import MLP, Linear
 from fedsim.models.lstm import CharLSTM
 from fedsim.models.resnet import ResNet
-from fedsim.models.vision import CNN, CNN1d
+from fedsim.models.vision import CNN, CNN1d, TanhCNN
 
-__all__ = ["CNN", "MLP", "CNN1d", "CharLSTM", "Linear", "ResNet"]
+__all__ = ["CNN", "MLP", "CNN1d", "CharLSTM", "Linear", "ResNet", "TanhCNN"]

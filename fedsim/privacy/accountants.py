@@ -27,7 +27,7 @@ GRID = 1e-4
 """Width of the steps in which PLD counts the privacy loss: dp_accounting's default."""
 WIDEST = 10.0
 """A grid for an epsilon of a million or so, which PLD is not asked for."""
-FEW_ORDERS = (1.5, 2.0, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 63)
+FEW_ORDERS = (1.5, 2.0, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 63, 128, 512, 1024)
 """Some of the default ones: enough for a search, which is quick with them."""
 ROUNDING = 1e-13
 """Of a Renyi divergence."""

@@ -219,6 +219,7 @@ class Accounted(Protection):
             "participations": {"most": max(self.book.charges.values(), default=0), "limit": self.max_participations},
             "budget": self.keys.limit,
             "generator": self.source.generator,
+            **({"noise_removed": True} if self.noise_removed else {}),
             "trust": self.trust,
             "against": self.against,
             "caveats": [*(removed if self.noise_removed else []), *no_noise, *self.warnings, OUTSIDE],

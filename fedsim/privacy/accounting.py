@@ -171,7 +171,12 @@ def solve(mechanism: Mechanism, count: int, epsilon: float, delta: float) -> flo
 
 
 def _is_fine_enough(mechanism: Mechanism, count: int, delta: float) -> bool:
-    """Whether the finest grid would hardly lower an epsilon by PLD: its error grows with the square of the width."""
+    """Whether the finest grid would hardly lower an epsilon by PLD: its error grows with the square of the width.
+
+    Not where RDP has events of its own, by which more orders may give less than PLD.
+    """
+    if getattr(mechanism, "rdp_events", mechanism.events)(1) != mechanism.events(1):
+        return False
     wide, wider = (_bounds(mechanism, count, delta, width) for width in (10, 20))
     least = min(wide.values())
     return least == wide.get("pld") and wider["pld"] - least <= 1e-3 * least
@@ -219,12 +224,14 @@ def _smallest(epsilon_at: Callable[[float], float], target: float, start: _Guess
         if tries:
             slope = min(max((gap - last_gap) / (x - last_x), -50.0), -1.0)
         low, high = (x, high) if gap > 0 else (low, x)
-        if -slack <= gap <= 0 or high - low < slack / 10:
+        if -slack <= gap <= 0 or high - low < slack / 30:
             break
         if low > math.log(MOST_NOISE):
             raise FedsimError(f"privacy.epsilon={target:g} is below what any noise can give; raise it")
         step = min(max(-(gap + slack / 2) / slope, -1.5), 1.5)
-        if not low < x + step < high or (tries > 8 and tries % 2 and math.isfinite(high - low)):
+        if tries > 6:  # a flat stretch, or a jump
+            step = math.copysign(1.5, step)
+        if not low < x + step < high or (tries > 6 and math.isfinite(high - low)):
             step = (low + high) / 2 - x
         last_x, last_gap, x = x, gap, x + step
     return _Guess(math.exp(high), slope)

@@ -83,7 +83,7 @@ class DistributedSum(Accounted):
     sums = True
     takes_canaries = False
     trust = (
-        "only the sum is seen: the server is honest but curious and follows the protocol of secure aggregation, and devices keep "
+        "the server to follow the protocol of secure aggregation (honest but curious, it sees only the sum), and devices to keep "
         "their shares of the noise to themselves"
     )
     against = (

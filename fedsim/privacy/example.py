@@ -314,6 +314,7 @@ class ExampleProtection(Protection):
             "generator": self.source.generator,
             "trust": "nobody outside the device",
             "against": "anyone who sees every update of every client, the server too",
+            **({"noise_removed": True} if self.noise_removed else {}),
             "caveats": [*(removed if self.noise_removed else []), *self._warnings(), *CAVEATS],
         }
 

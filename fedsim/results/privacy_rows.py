@@ -87,7 +87,8 @@ def _participations(value: Any, ledger: dict[str, Any]) -> str:
 def _limits(value: Any, ledger: dict[str, Any]) -> str:
     if not isinstance(value, dict) or not (known(value.get("participations")) and known(value.get("separation"))):
         return plain(value)
-    return f"at most {count_text(value['participations'])} rounds a client, at least {count_text(value['separation'])} apart"
+    most, apart = value["participations"], value["separation"]
+    return f"at most {count_text(most)} round{'' if most == 1 else 's'} a client, at least {count_text(apart)} apart"
 
 
 def _any(value: Any, ledger: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a private run promises, in sentences: to whom, against whom, and what an audit saw of it; never more than was accounted.
+"""What a private run promises, in sentences: to whom and against whom, and never more than was accounted.
 
 The numbers are those of privacy.json (the ledger) and audit.json. A claimed epsilon is rounded up, an observed one down.
 """
@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fedsim.results.audit_words import exceeds, observed, sure
 from fedsim.results.finished import Run
-from fedsim.results.formats import DASH, at_least, at_most, count_text, known, text
+from fedsim.results.formats import DASH, at_most, known, text
 from fedsim.results.privacy_rows import rows_of
 
 NO_PRIVACY = "No privacy mechanism: the server sees each client's update."
@@ -66,7 +67,7 @@ class Promise:
         """none: no mechanism. refuted: by the audit. removed: noise left out. unstated: no epsilon. stated: a guarantee."""
         if self.ledger.get("mechanism") == "none":
             return "none"
-        if self.audit.get("verdict") == "FAIL" or _exceeds(self.audit) or known(self.ledger.get("refuted_epsilon")):
+        if self.audit.get("verdict") == "FAIL" or exceeds(self.audit) or known(self.ledger.get("refuted_epsilon")):
             return "refuted"
         if self.audit.get("noise_removed") is True or self.ledger.get("noise_removed") is True:
             return "removed"
@@ -92,7 +93,7 @@ class Promise:
     def tile(self) -> tuple[str, str]:
         """(value, remark) of the headline's tile."""
         if self.standing == "refuted":
-            return "refuted", f"claimed {_claimed(self)}, observed {_observed(self.audit)}"
+            return "refuted", f"claimed {_claimed(self)}, observed {observed(self.audit)}"
         if self.standing == "removed":
             return DASH, "noise left out on purpose"
         if self.standing != "stated":
@@ -108,8 +109,8 @@ class Promise:
             return None
         words = "The audit refutes the privacy claim"
         if self.claimed is not None or known(self.audit.get("claimed")):
-            sure = f" ({_sure(self.audit)})" if _sure(self.audit) else ""
-            words += f": claimed at most ε = {_claimed(self)}, observed at least {_observed(self.audit)}{sure}"
+            how_sure = f" ({sure(self.audit)})" if sure(self.audit) else ""
+            words += f": claimed at most ε = {_claimed(self)}, observed at least {observed(self.audit)}{how_sure}"
         removed = " The noise had been left out on purpose (audit.remove_noise=true)."
         return f"{words}. No guarantee holds for this run.{removed if self.audit.get('noise_removed') is True else ''}"
 
@@ -175,80 +176,8 @@ class Promise:
         }
 
 
-def evidence(audit: dict[str, Any]) -> dict[str, Any] | None:
-    """The section on the audit: verdict, figures as (name, value, remark), and sentences; None where there was no audit."""
-    if not audit:
-        return None
-    verdict, estimate = audit.get("verdict"), bool(audit.get("estimate"))
-    failed = verdict == "FAIL" or _exceeds(audit)
-    figures = []
-    if verdict or estimate or known(audit.get("observed")):
-        claimed = audit.get("claimed")
-        figures = [
-            (
-                "Claimed at most",
-                f"ε = {at_most(claimed)}" if known(claimed) else DASH,
-                "" if known(claimed) else "no ε claimed",
-            ),
-            ("Estimated", f"ε ≈ {_estimate(audit)}", "no bound")
-            if estimate
-            else ("Observed at least", f"ε = {_observed(audit)}", _sure(audit)),
-        ]
-    if known(audit.get("canaries")):
-        figures.append(("Canaries", count_text(audit["canaries"]), "put in to be found"))
-    if known(audit.get("most_it_could_show")):
-        remark = "assuming nothing of the noise" if "one_run" in (audit.get("bounds") or {}) else ""
-        figures.append(("The most it could show", f"ε = {at_least(audit['most_it_could_show'])}", remark))
-    return {
-        "failed": failed,
-        "verdict": _verdict(audit, failed),
-        "figures": figures,
-        "words": [str(words) for words in audit.get("words") or ()],
-    }
-
-
-def _verdict(audit: dict[str, Any], failed: bool) -> str:
-    if failed:
-        return "FAIL: more was observed than the mechanism claims to allow."
-    if audit.get("verdict") == "PASS":
-        if not known(audit.get("claimed")):
-            return "PASS: no ε was claimed, so there was nothing to refute."
-        return "PASS: nothing that the audit saw contradicts the claim. That is no proof of it: a stronger attack may see more."
-    if audit.get("estimate"):
-        return "An estimate, not a bound: it neither confirms nor refutes the claim."
-    return "An attack, not a bound: it neither confirms nor refutes a claim."
-
-
-def _exceeds(audit: dict[str, Any]) -> bool:
-    claimed, observed = audit.get("claimed"), audit.get("observed")
-    return not audit.get("estimate") and known(claimed) and known(observed) and observed > claimed
-
-
 def _claimed(promise: Promise) -> str:
     return at_most(promise.claimed if promise.claimed is not None else promise.audit.get("claimed"))
-
-
-def _observed(audit: dict[str, Any]) -> str:
-    """JSON has no infinity: a verdict with no number beside it saw more than any number."""
-    observed = audit.get("observed")
-    return "∞" if observed is None and audit.get("verdict") == "FAIL" else at_least(observed)
-
-
-def _estimate(audit: dict[str, Any]) -> str:
-    return f"{audit['observed']:.3g}" if known(audit.get("observed")) else "∞"
-
-
-def _sure(audit: dict[str, Any]) -> str:
-    """How sure the observation is, and whether the larger of two bounds is the one that takes the noise to be Gaussian."""
-    bounds = audit.get("bounds") or {}
-    one, gaussian = bounds.get("one_run"), bounds.get("gaussian")
-    leans = isinstance(one, dict) and isinstance(gaussian, dict) and _size(gaussian) > _size(one)
-    sure = f"{100 * audit['confidence']:.3g}% confidence" if known(audit.get("confidence")) else ""
-    return ", ".join(filter(None, (sure, "if releases are Gaussian" if leans else "")))
-
-
-def _size(bound: dict[str, Any]) -> float:
-    return bound["epsilon"] if known(bound.get("epsilon")) else math.inf
 
 
 def _generator(ledger: dict[str, Any]) -> str | None:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from fedsim.paths import whole
+from fedsim.results.audit_words import evidence
 from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
 from fedsim.results.loggers import without_credentials
 from fedsim.results.plots import DRAWINGS, write_plots
-from fedsim.results.privacy_words import Promise, evidence
+from fedsim.results.privacy_words import Promise
 from fedsim.results.wording import cohort_of, failures, gains, participation, spread, story
 
 CAPTIONS = {

@@ -64,6 +64,7 @@ class RunFolder:
             {"dataset": population.dataset.name, "fingerprint": fingerprint},
         )
         write_json(self.path / "privacy.json", privacy)
+        (self.path / "audit.json").unlink(missing_ok=True)  # of fewer rounds
         if audit:
             write_json(self.path / "audit.json", audit)
         self.describe(summary)

@@ -1,0 +1,1 @@
+"""Accuracy against epsilon for the four units of privacy."""

@@ -1,0 +1,98 @@
+"""What is said of a finished run in the end: summary.json, and one line on standard output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedsim.parts import Parts
+from fedsim.results.run import host, peak_memory_mb, versions
+from fedsim.rounds import Row
+
+AUDIT_KEYS = ("kind", "verdict", "claimed", "observed", "confidence", "canaries")
+"""Of audit.json, what summary.json repeats."""
+
+
+def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json says of a run: its figures, its promise by `ledger`, and what an audit says of that (empty: none)."""
+    state, dataset = parts.server.state, parts.population.dataset
+    last = state.rows[-1]
+    best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
+    trained = sum(state.participations.values())
+    round_seconds = sum(row["seconds"] for row in state.rows)
+    return {
+        "experiment": parts.name,
+        "seed": parts.server.seed,
+        "rounds": state.round,
+        "num_clients": parts.population.num_holders,
+        "cohort_size": parts.server.sampler.expected_size(parts.server.num_clients),
+        "accuracy": last["accuracy"],
+        "loss": last["loss"],
+        "best_accuracy": best["accuracy"] if best else None,
+        "best_round": best["round"] if best else None,
+        "macro_f1": last["macro_f1"],
+        "ece": last["ece"],
+        "epsilon": ledger["epsilon"],
+        "delta": ledger["delta"],
+        "noise_multiplier": ledger["noise_multiplier"],
+        "seconds": seconds,
+        "client_rounds_per_second": trained / round_seconds if round_seconds else None,
+        "peak_memory_mb": peak_memory_mb(),
+        "bytes_up": sum(row["bytes_up"] for row in state.rows),
+        "bytes_down": sum(row["bytes_down"] for row in state.rows),
+        "device": parts.device.type,
+        "num_parameters": parts.num_parameters,
+        "federated": _federated(last),
+        "audit": {key: evidence.get(key) for key in AUDIT_KEYS} if evidence else None,
+        "failures": {
+            "count": sum(state.failures.values()),
+            "clients": len(state.failures),
+            "first_reason": state.first_failure,
+        },
+        "dataset": {
+            "name": dataset.name,
+            "source": dataset.source,
+            "fingerprint": dataset.fingerprint,
+            "task": dataset.task,
+            "classes": list(dataset.classes),
+            "train_rows": len(dataset.train),
+            "test_rows": len(dataset.test),
+        },
+        "versions": versions(),
+        "host": host(),
+    }
+
+
+def _federated(row: Row) -> dict[str, Any] | None:
+    if row["federated_loss"] is None and row["federated_accuracy"] is None:
+        return None
+    return {
+        "accuracy_mean": row["federated_accuracy"],
+        "accuracy_std": row["federated_accuracy_std"],
+        "accuracy_worst10": row["federated_accuracy_worst10"],
+        "accuracy_best10": row["federated_accuracy_best10"],
+        "loss_mean": row["federated_loss"],
+        "num_clients": row["federated_clients"],
+    }
+
+
+def closing_line(summary: dict[str, Any], path: Path) -> str:
+    """What a finished run says on standard output; an audit that refutes the promise first."""
+    judged = [f"{name} {summary[name]:.4g}" for name in ("accuracy", "loss") if summary[name] is not None]
+    words = [*judged, f"{summary['rounds']} rounds", f"{summary['seconds']:.0f} s"]
+    if summary["epsilon"] is not None:
+        words.append(f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}")
+    if audit := summary["audit"]:
+        words.insert(0 if audit["verdict"] == "FAIL" else len(words), _audit_words(audit))
+    if summary["failures"]["count"]:
+        words.append(f"{summary['failures']['count']} failures of clients")
+    return f"{summary['experiment']}: {', '.join(words)}; report: {path / 'report.html'}"
+
+
+def _audit_words(audit: dict[str, Any]) -> str:
+    claimed, observed = ("infinity" if audit[key] is None else f"{audit[key]:.3g}" for key in ("claimed", "observed"))
+    if audit["verdict"] == "FAIL":
+        return f"AUDIT FAILED (claimed at most {claimed}, observed at least {observed}: no guarantee)"
+    if audit["verdict"] == "PASS":
+        return f"audit passed (claimed at most {claimed}, observed at least {observed})"
+    return f"audit {audit['kind']}: see the report"
