@@ -180,7 +180,9 @@ class Session:
         ledger = protection.ledger()
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
-        epsilons = protection.client_epsilons(population.num_holders)
+        epsilons = protection.client_epsilons(population.num_clients)
+        if epsilons is not None and self.parts.algorithm.pools_data:  # one client trains on everybody's examples
+            epsilons = epsilons.repeat(population.num_holders)
         clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
         self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence)
         return summary

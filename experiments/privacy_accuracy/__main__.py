@@ -68,7 +68,10 @@ def main() -> None:
     out: Path = given.out or Path("runs/privacy_accuracy") / given.size
     runs: Path = (given.runs or out / "runs").absolute()
     asked = cells(given.size)
-    print(f"{len(asked)} cells, {sum(cell.finished(runs) is not None for cell in asked)} of them finished before", flush=True)
+    print(
+        f"{len(asked)} cells, {sum(cell.finished(runs) is not None for cell in asked)} of them finished before",
+        flush=True,
+    )
     with ThreadPoolExecutor(given.jobs) as pool:
         failures = dict(zip(asked, pool.map(lambda cell: play(cell, runs), asked), strict=True))
     rows = gather(asked, runs)

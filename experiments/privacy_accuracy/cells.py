@@ -13,13 +13,27 @@ DATASETS = ("mnist5k", "fashion_mnist")
 SIZES: dict[str, tuple[tuple[float, ...], int]] = {"small": ((1.0, 8.0), 1), "full": ((1.0, 2.0, 4.0, 8.0), 3)}
 """Epsilons, and how many seeds."""
 
-COMMON = ("partition=iid", "model=linear", "device=cpu", "population.holdout=0", "evaluation.every=10", "checkpoint.every=10")
-"""One model in one partition, so that cells differ by the unit alone; 7,850 parameters on 28x28 images."""
+COMMON = ("model=linear", "device=cpu", "evaluation.every=10", "checkpoint.every=100")
+"""One model, of 7,850 parameters on 28x28 images, so that cells differ by the unit alone."""
 
-SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {}
+SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("example", "fashion_mnist"): ("rounds=10", "client.batch_size=600", "client.lr=2.0"),
+    ("example", "mnist5k"): ("rounds=10", "client.batch_size=100", "client.lr=2.0"),
+    ("user", "fashion_mnist"): ("rounds=30", "privacy.clip_norm=0.3"),
+    ("user", "mnist5k"): ("population.num_clients=1000", "rounds=20"),
+    ("distributed", "fashion_mnist"): (),
+    ("distributed", "mnist5k"): ("population.num_clients=1000", "sampler.cohort_size=100"),
+    ("local", "fashion_mnist"): (),
+    ("local", "mnist5k"): ("population.num_clients=1000", "sampler.cohort_size=250"),
+}
 """What a unit needs on a dataset beside its experiment."""
 
-SMALLER: dict[tuple[str, str], tuple[str, ...]] = {}
+SMALLER: dict[tuple[str, str], tuple[str, ...]] = {
+    ("example", "fashion_mnist"): ("rounds=3",),
+    ("user", "fashion_mnist"): ("rounds=5",),
+    ("distributed", "fashion_mnist"): ("rounds=4", "sampler.cohort_size=100"),
+    ("distributed", "mnist5k"): ("rounds=4",),
+}
 """What makes a cell of the small size quicker."""
 
 PROMISES = {
@@ -56,7 +70,12 @@ class Cell:
             promise = [f"privacy.epsilon={self.epsilon:g}"]
         place = (self.unit, self.dataset)
         smaller = SMALLER.get(place, ()) if self.size == "small" else ()
-        own = [*COMMON, *SETTINGS[place], *smaller]
+        # a clipping norm that a study sets is a promise's, and goes with it
+        own = [
+            *COMMON,
+            *(one for one in SETTINGS[place] if self.epsilon is not None or "privacy." not in one),
+            *smaller,
+        ]
         return [f"+experiment={self.unit}_dp", f"dataset={self.dataset}", *own, *promise, f"seed={self.seed}"]
 
     @property

@@ -150,7 +150,9 @@ def _panel(axes: Axes, means: dict[float | None, Mean]) -> None:
             label="with the promise (95% over seeds)",
         )
     if (without := means.get(None)) is not None:
-        axes.axhline(without.mean, color=GREY, linestyle="--", linewidth=1.2, label="the same federation without privacy")
+        axes.axhline(
+            without.mean, color=GREY, linestyle="--", linewidth=1.2, label="the same federation without privacy"
+        )
         if without.half:
             axes.axhspan(without.mean - without.half, without.mean + without.half, color=GREY, alpha=0.15, linewidth=0)
 

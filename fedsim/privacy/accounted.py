@@ -162,8 +162,7 @@ class Accounted(Protection):
     def keep_journal(self, path: Path, resumed_after: int | None) -> None:
         """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
         self.book.journal = path
-        if resumed_after is not None:
-            self.book.recount(path, resumed_after)
+        self.book.recount(path, resumed_after or 0)  # a run may have been killed before its first checkpoint
 
     def charge(self, round: int, cohort: np.ndarray) -> None:
         """In the journal first, then in the book."""
@@ -178,8 +177,8 @@ class Accounted(Protection):
 
     def epsilons_at(self, counts: np.ndarray) -> np.ndarray:
         """Epsilon after so many releases, for each number."""
-        known = {int(n): accounting.spend(self.mechanism, int(n), self.keys.delta).epsilon for n in np.unique(counts)}
-        return np.array([known[int(n)] for n in counts])
+        different, places = np.unique(counts, return_inverse=True)
+        return np.array(accounting.epsilons_after(self.mechanism, different.tolist(), self.keys.delta))[places]
 
     def columns(self) -> dict[str, Any]:
         """Epsilon after this round, of the client that has spent most."""

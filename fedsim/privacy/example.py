@@ -199,8 +199,7 @@ class ExampleProtection(Protection):
     def keep_journal(self, path: Path, resumed_after: int | None) -> None:
         """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
         self.book.journal = path
-        if resumed_after is not None:
-            self.book.recount(path, resumed_after)
+        self.book.recount(path, resumed_after or 0)
 
     def participations(self) -> np.ndarray:
         """(clients,) rounds that each has been charged for."""

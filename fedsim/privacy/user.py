@@ -250,9 +250,10 @@ def releases(setting: Setting, limited: bool) -> GaussianReleases:
     """One release as the accountant sees it: by how participants are drawn, and whether that may stay secret.
 
     A limit on participations makes a client's chance depend on what it did before, so no amplification is claimed with one.
+    Where participation is public a client is hidden by zeros in its place, since others' places do not move ("zero-out").
     """
     if limited or setting.sampling == "all":
-        return GaussianReleases(1.0, "none")
+        return GaussianReleases(1.0, "none", adjacency="zero-out")
     if setting.sampling == "poisson":
         return GaussianReleases(1.0, "poisson", rate=min(1.0, setting.cohort_size / setting.num_clients))
     size = round(setting.cohort_size)
