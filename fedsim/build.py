@@ -21,12 +21,19 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
 from fedsim.make import make, not_made
-from fedsim.models.build import build_model, load_initial_weights, made_up_batch, mixing_layers, refuse_mixing
+from fedsim.models.build import (
+    build_model,
+    load_initial_weights,
+    made_up_batch,
+    mixing_layers,
+    moving_arrays,
+    refuse_mixing,
+)
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.privacy.base import Setting
 from fedsim.rounds import EvaluationPlan, ServerState
-from fedsim.samplers import AllSampler, Sampler
+from fedsim.samplers import AllSampler, FixedSampler, PoissonSampler, Sampler
 from fedsim.server import Server
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.evaluation import metrics_of, predict
@@ -94,7 +101,8 @@ def build(cfg: DictConfig) -> Parts:
     if protection.local_steps is not None:
         x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 3))
         choose(protection.local_steps.way, model, OBJECTIVES[dataset.task], x, y)  # refused here if at all
-    audit.begin(setting, protection, model_arrays(model))
+    protection.moving = moving_arrays(model)
+    audit.begin(setting, protection, {name: model_arrays(model)[name] for name in setting.shapes})
     protection.noise_removed = audit.remove_noise
     trainer = Trainer(
         model,
@@ -135,15 +143,16 @@ def setting_of(
         seed=cfg.seed,
         rounds=cfg.rounds,
         num_clients=population.num_clients,
-        sampling=sampler.kind,
+        sampling=sampler.kind if type(sampler) in (AllSampler, FixedSampler, PoissonSampler) else "unknown",
         cohort_size=sampler.expected_size(population.num_clients),
         num_examples=np.array([examples.sum()]) if algorithm.pools_data else examples,
         training=training,
         strategy=strategy_name(cfg),
         linear=algorithm.linear,
         one_vector=algorithm.one_vector and algorithm.shares_model,
-        shapes={name: array.shape for name, array in model_arrays(model).items()},
+        shapes={name: model_arrays(model)[name].shape for name in dict.fromkeys(moving_arrays(model).values())},
         deterministic=population.device.type == "cpu",
+        resumed=bool(cfg.get("resume")),
     )
 
 

@@ -128,7 +128,11 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     )
     reply = Reply(fold, protection.sums)
     for update in updates:
-        leaving = update
+        if isinstance(update, ClientFailure) and protection.hides_failures:
+            if chunked:
+                reply.fail(update)  # the simulation's own count; the server is sent an update like any other
+            update = ClientUpdate(update.client, received, 1, 0, {}, devices.state_of(states, update.client))
+        leaving: ClientUpdate | ClientFailure = update
         if isinstance(update, ClientUpdate) and protection.transforms:
             memory = states.memory(update.client)
             leaving = what_leaves(protection, update, received, round, memory)
@@ -148,15 +152,17 @@ def what_leaves(
 ) -> ClientUpdate | ClientFailure:
     """The update through the mechanism's device half: of weight 1 like every other, and no number beside it.
 
-    Where updates are summed it is the update itself, else the model that it leads to.
+    Where updates are summed it is the update itself, else the model that it leads to. What training does not change is not
+    sent, and a weight that two layers share is sent once.
     """
-    moved = {name: array.float() - received[name].float() for name, array in update.arrays.items()}
+    names = dict.fromkeys(protection.moving.values())
+    moved = {name: update.arrays[name].float() - received[name].float() for name in names}
     try:
         sent = protection.on_device(moved, update.client, round, memory)
     except FedsimError as error:
         return ClientFailure(update.client, str(error))
     if not protection.sums:
-        sent = {name: received[name].float() + array for name, array in sent.items()}
+        sent = received | {alias: received[name].float() + sent[name] for alias, name in protection.moving.items()}
     return update._replace(arrays=sent, num_examples=1, metrics={})
 
 

@@ -77,7 +77,8 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or had fewer rounds
     own = cfg.copy()
     own.strategy = OmegaConf.load(conf_dir() / "strategy" / f"{name}.yaml")
-    own.logger = OmegaConf.load(conf_dir() / "logger" / "none.yaml")
+    for group in ("logger", "privacy", "audit"):  # what could be had without protection: it is what privacy costs too
+        own[group] = OmegaConf.load(conf_dir() / group / "none.yaml")
     own.baselines, own.name, own.resume = False, f"{cfg.name}/{name}", None
     save_config(own, folder)
     try:

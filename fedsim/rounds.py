@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 from fedsim import flower
 from fedsim.algorithms.state import State as StrategyState
@@ -91,9 +91,10 @@ class Outcome:
         if reply.has_error():
             self.failed[client] = reply.error.reason or "no reason given"
             return
-        record = flower.record_of(reply.content, flower.CLIENTS)
-        if refuse is not None and not record and (reason := refuse(reply)):
-            self.failed[client] = reason  # a real node's: a simulated one has looked at its own updates
+        # only a simulated node speaks for many clients; what a real one says of others is not heard
+        record = flower.record_of(reply.content, flower.CLIENTS) if refuse is None else ConfigRecord()
+        if refuse is not None and (reason := refuse(reply)):
+            self.failed[client] = reason
             return
         own = next(iter(reply.content.metric_records.values()))
         ids = flower.column(record, "id") or [client]

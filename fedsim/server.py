@@ -23,7 +23,7 @@ from fedsim.algorithms.state import pack, strategy_state
 from fedsim.audit.base import Audit
 from fedsim.grids.base import SimulationGrid
 from fedsim.nodes import Cohort, Nodes, converse, node_ids
-from fedsim.privacy.base import Protection
+from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler
 from fedsim.training.evaluation import across_clients, finite_or_none
@@ -69,13 +69,10 @@ class Server:
     def play_round(self, grid: Grid, nodes: Nodes, round: int, last: int) -> Row:
         """One round of `last`; `state` is the last round's until it is over, and this one's after."""
         start = time.perf_counter()
-        cohort = self.sampler.cohort(self.seed, round, self.num_clients, self.protection.eligible(round))
+        seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
+        cohort = self.sampler.cohort(seed, round, self.num_clients, eligible)
         self.protection.charge(round, cohort)
-        ask = partial(converse, grid, nodes, self.timeout)
-        self.protection.open_round(round, cohort, ask)
-        outcome = self._train(grid, nodes, round, cohort)
-        self.protection.close_round(round, np.array(sorted(outcome.metrics), dtype=np.int64), ask)
-        arrays = self._aggregate(round, outcome)
+        outcome, arrays = self._learn(grid, nodes, round, cohort)
         row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
         row |= self.protection.columns()
@@ -95,6 +92,20 @@ class Server:
             return None
         return np.array(sorted(self.state.participations.keys() | outcome.metrics.keys()), dtype=np.int64)
 
+    def _learn(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> tuple[Outcome, Params]:
+        """What came back of the cohort, and the server's arrays after it: those before it where nothing could be released."""
+        ask = partial(converse, grid, nodes, self.timeout)
+        outcome = Outcome()
+        try:
+            self.protection.open_round(round, cohort, ask)
+            outcome = self._train(grid, nodes, round, cohort)
+            self.protection.close_round(round, np.array(sorted(outcome.metrics), dtype=np.int64), ask)
+        except RoundAborted as error:
+            outcome.failed |= dict.fromkeys(cohort.tolist(), f"the round was given up: {error}")
+            outcome.metrics.clear()
+            return outcome, self.state.arrays
+        return outcome, self._aggregate(round, outcome)
+
     def _train(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> Outcome:
         record = flower.to_record(self.state.arrays)
         outcome = Outcome(bytes_down=flower.encoded_bytes(record) * len(cohort))
@@ -105,14 +116,24 @@ class Server:
         # Flower's strategies wait for ever on no one: an empty cohort is shown as one node, which is sent nothing
         view = Cohort(grid, nodes.of(cohort) or [0])
         messages = list(self.algorithm.strategy.configure_train(round, record, config, view))
+        if not messages:
+            raise FedsimError(
+                f"the strategy's configure_train asked none of the {len(cohort)} clients of round {round}; let it send a message "
+                "to each that the grid shows (strategy._target_)"
+            )
         outcome.first = messages[0]
         if len(cohort) == 0:
             return outcome
+        asked = {nodes.client(message.metadata.dst_node_id) for message in messages}
+        refuse = (
+            None if isinstance(grid, SimulationGrid) else self._refusal
+        )  # simulated nodes look at their own updates
         with self.interruptible():
             for reply in grid.send_and_receive(messages, timeout=self.timeout):
-                outcome.take(reply, nodes.client(reply.metadata.src_node_id), self._refusal)
-        outcome.missing = set(cohort.tolist()) - set(outcome.metrics) - set(outcome.failed)
-        if not outcome.replies:
+                outcome.take(reply, nodes.client(reply.metadata.src_node_id), refuse)
+        outcome.missing = asked - set(outcome.metrics) - set(outcome.failed)
+        # under a mechanism one client's failure must not end the run, which would tell of it: noise alone is released
+        if not outcome.replies and not (self.protection.sums and self.state.participations):
             client, reason = next(iter(outcome.failed.items()), (int(cohort[0]), "it did not answer"))
             raise FedsimError(
                 f"all {len(cohort)} clients of round {round} failed; the first, client {client}, said: {reason}"
@@ -121,17 +142,25 @@ class Server:
 
     def _refusal(self, reply: Message) -> str | None:
         """What is wrong with a real node's reply; None where nothing is."""
-        if reason := fault(reply, self.protection.sent(self.state.arrays)):
+        if reason := fault(reply, self._sent()):
             return reason
         (record,) = reply.content.array_records.values()
         return self.protection.refusal(flower.from_record(record))
 
+    def _sent(self) -> Params:
+        """Arrays in the shapes and types of what one client sends."""
+        names = self.protection.moving.values() if self.protection.sums else self.state.arrays
+        return self.protection.sent({name: self.state.arrays[name] for name in names})
+
     def _released(self, round: int, outcome: Outcome) -> Message:
         """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""
-        total = outcome.total(self.protection.sent(self.state.arrays))
-        mean = self._audited(total, round)
-        arrays = {name: own.double() + mean[name].double() for name, own in self.state.arrays.items()}
-        record = flower.to_record({n: a.to(flower.travels_as(self.state.arrays[n].dtype)) for n, a in arrays.items()})
+        mean = self._audited(outcome.total(self._sent()), round)
+        own = self.state.arrays
+        moved = {
+            alias: (own[name].double() + mean[name].double()).to(flower.travels_as(own[name].dtype))
+            for alias, name in self.protection.moving.items()
+        }
+        record = flower.to_record(own | moved)
         content = RecordDict({flower.ARRAYS: record, flower.METRICS: MetricRecord({flower.NUM_EXAMPLES: 1.0})})
         assert outcome.first is not None
         return Message(content, reply_to=outcome.first)

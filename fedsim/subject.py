@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim import rng
-from fedsim.audit.base import Subject
+from fedsim.audit.base import Subject, Train
+from fedsim.audit.lira import shadow_training
 from fedsim.parts import Parts
-from fedsim.training.trainer import ClientFailure, model_arrays
-from fedsim.types import ClientData, FedsimError, Params
+from fedsim.types import FedsimError
 
 MOST_EXAMPLES = 2000
 """Of each kind: attacks train on them many times over."""
-
-SHADOW = -3
-"""The `client` of models that an audit trains for itself."""
 
 
 def subject_of(parts: Parts) -> Subject:
@@ -36,7 +35,7 @@ def subject_of(parts: Parts) -> Subject:
         member_y=member_y,
         other_x=other_x,
         other_y=dataset.test.y[rows].to(population.device),
-        train=lambda x, y, seed: train_in_one_place(parts, x, y, seed),
+        train=training_of(parts),
         lr=parts.settings.lr,
     )
 
@@ -60,24 +59,10 @@ def _members(parts: Parts, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
     return x[order], y[order]
 
 
-def train_in_one_place(parts: Parts, x: Tensor, y: Tensor, seed: int) -> Params:
-    """A model of fresh weights, trained by the run's own local steps for as many passes as an example saw in the run."""
-    server, model = parts.server, parts.model
+def training_of(parts: Parts) -> Train:
+    """How the run trains, for as many passes as an example saw in it, as the client that took part most often."""
+    server = parts.server
     rate = min(1.0, server.sampler.expected_size(server.num_clients) / server.num_clients)
-    with rng.seeded_globally(seed, 0, SHADOW, "shadow weights"):
-        for module in model.modules():
-            if callable(reset := getattr(module, "reset_parameters", None)):
-                reset()
-    arrays = {name: array.clone() for name, array in model_arrays(model).items()}
-    data = ClientData(SHADOW, x, y)
-    for round in range(1, max(1, round_up(server.state.round * rate)) + 1):
-        (update,) = parts.trainer.train(arrays, [SHADOW], lambda _: data, lambda _: {}, round)
-        if isinstance(update, ClientFailure):
-            raise FedsimError(f"the audit's own model could not be trained: {update.reason}")
-        arrays = {name: array.clone() for name, array in update.arrays.items()}
-    return arrays
-
-
-def round_up(value: float) -> int:
-    """To the next whole number."""
-    return int(np.ceil(value))
+    taken = server.state.participations
+    client = max(taken, key=lambda one: (taken[one], -one))
+    return shadow_training(parts.trainer, max(1, math.ceil(server.state.round * rate)), client)

@@ -24,6 +24,7 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "experiment": parts.name,
         "seed": parts.server.seed,
         "rounds": state.round,
+        "rounds_asked": parts.server.rounds,
         "num_clients": parts.population.num_holders,
         "cohort_size": parts.server.sampler.expected_size(parts.server.num_clients),
         "accuracy": last["accuracy"],
@@ -80,6 +81,8 @@ def closing_line(summary: dict[str, Any], path: Path) -> str:
     """What a finished run says on standard output; an audit that refutes the promise first."""
     judged = [f"{name} {summary[name]:.4g}" for name in ("accuracy", "loss") if summary[name] is not None]
     words = [*judged, f"{summary['rounds']} rounds", f"{summary['seconds']:.0f} s"]
+    if summary["rounds"] < summary["rounds_asked"]:
+        words[-2] += f" of {summary['rounds_asked']}, where its privacy budget or its clients' limits ended it"
     if summary["epsilon"] is not None:
         words.append(f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}")
     if audit := summary["audit"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -335,6 +336,24 @@ def test_one_example_moves_the_count_by_a_half() -> None:
     assert seen[0] - seen[2] == pytest.approx(by_half, rel=1e-3)
 
 
+@pytest.mark.parametrize("key", [None, 1.7])
+def test_the_count_of_unclipped_examples_is_noised(key: float | None) -> None:
+    """At level 1e-6, over 2,000 steps of nobody: the norm moves by the noise alone, of std 100 / 20 or as the key says."""
+    rule = private(1.3, no_rows, clipping="adaptive", clip_lr=1e-3, count_noise=key)
+    steps = PrivateSteps(rule, "fast", tiny(), CLASSIFY, LocalTraining(1000, 100), blobs(200), {}, 1)
+    logs = [0.0]
+    with steps:
+        for batch in steps.batches():
+            steps.gradients(batch)
+            logs.append(math.log(steps.clip_norm))
+    moved = (
+        -torch.tensor(logs, dtype=torch.float64).diff() / 1e-3 * 100
+    )  # the share of nobody is a half, the quantile aimed at
+    scaled = moved / (5.0 if key is None else key)
+    low, high = chi2.ppf([5e-7, 1 - 5e-7], 2000)
+    assert len(scaled) == 2000 and low < float(scaled.square().sum()) < high
+
+
 def test_an_adaptive_norm_finds_its_quantile_and_stays_on_the_device() -> None:
     data = blobs(200)
     trainer = trainer_of(tiny(), LocalTraining(40, None, 1e-6), private(0.0, clipping="adaptive", target_quantile=0.25))
@@ -463,28 +482,117 @@ def test_running_statistics_are_refused() -> None:
         nn.Conv1d(3, 4, 3), nn.InstanceNorm1d(4, track_running_stats=True), nn.Flatten(), nn.Linear(56, 3)
     )
     data = pictures(8, (3, 16))
-    with pytest.raises(FedsimError, match=r"1\.running_mean"):
+    with pytest.raises(FedsimError, match=r"1\.running_mean follows"):
         choose("auto", model, CLASSIFY, data.x, data.y % 3)
 
 
-class KeepsAStatistic(nn.Module):
-    """A buffer that some data change and other data do not."""
+class Follows(nn.Module):
+    """A model one of whose arrays follows the data in batches of more than `ignored`, by one of many ways to write that."""
 
-    def __init__(self) -> None:
+    def __init__(self, how: str, ignored: int) -> None:
         super().__init__()
-        self.inner = tiny()
-        self.register_buffer("largest", torch.tensor(0.0))
+        self.inner, self.how, self.ignored = tiny(), how, ignored
+        self.frozen = nn.Parameter(torch.zeros(6), requires_grad=False)
+        self.spare = nn.Parameter(torch.zeros(6))
+        self.register_buffer("saved", torch.zeros(6))
+        self.register_buffer("unsaved", torch.zeros(6), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 3:
-            self.largest.copy_(x.detach().max())
+        if self.training and len(x) > self.ignored:
+            self.follow(x.detach().mean(0))
         return self.inner(x)
 
+    @torch.no_grad()
+    def follow(self, mean: Tensor) -> None:
+        if self.how == "saved":
+            self.saved.copy_(mean)
+        elif self.how == "saved, by another":
+            self.saved = mean
+        elif self.how == "unsaved":
+            self.unsaved.add_(mean)
+        elif self.how == "frozen":
+            self.frozen.mul_(0.9).add_(mean, alpha=0.1)
+        elif self.how == "frozen, by another":
+            self.frozen = nn.Parameter(mean, requires_grad=False)
+        elif self.how == "spare":
+            self.spare.add_(mean)
+        elif self.how == "spare, by its data":
+            self.spare.data = mean
+        elif self.how == "spare, by another":
+            self.spare = nn.Parameter(self.spare.clone())
+        elif self.how == "inner":
+            self.inner[0].bias.data.clamp_(max=float(mean.max()) - 1)
 
-def test_a_buffer_that_changes_later_fails_the_client() -> None:
-    trainer = trainer_of(KeepsAStatistic(), LocalTraining(1, None), private(1.0))
+
+FOLLOWS = [
+    *("saved", "saved, by another", "unsaved", "frozen", "frozen, by another"),
+    *("spare", "spare, by its data", "spare, by another", "inner"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", FOLLOWS)
+def test_an_array_that_follows_the_data_is_refused_at_once(how: str) -> None:
+    data = blobs()
+    assert choose("auto", Follows("", 0), CLASSIFY, data.x, data.y) == "fast"
+    for way in ("auto", "fast", "opacus"):
+        with pytest.raises(FedsimError, match=f"whose (inner.0.bias|{how.split(',')[0]}) follows the data") as refused:
+            choose(way, Follows(how, 0), CLASSIFY, data.x, data.y)
+        assert ". " not in str(refused.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["fast", "opacus"])
+@pytest.mark.parametrize("how", FOLLOWS)
+def test_an_array_that_follows_the_data_later_fails_the_client(how: str, way: str) -> None:
+    model = Follows(how, 3)  # more than the three examples that are tried
+    assert choose(way, model, CLASSIFY, blobs().x, blobs().y) == way
+    trainer = trainer_of(model, LocalTraining(1, None), private(1.0, way=way))
     (failure,) = trainer.train(snapshot(trainer.model), [4], lambda client: blobs(), lambda client: {}, 1)
-    assert isinstance(failure, ClientFailure) and "cannot send largest" in failure.reason
+    assert isinstance(failure, ClientFailure) and "follows the data without any noise" in failure.reason
+
+
+class Words(nn.Module):
+    """An embedding that may rescale what it reads; by `later`, only in batches of more than three."""
+
+    def __init__(self, max_norm: float | None, later: float | None = None) -> None:
+        super().__init__()
+        self.embedding, self.later, self.head = nn.Embedding(4, 5, max_norm=max_norm), later, nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words, later = x[:, 0].abs().long().clamp(0, 3), self.later if len(x) > 3 else None
+        read = self.embedding(words)
+        if later is not None:
+            read = nn.functional.embedding(words, self.embedding.weight, max_norm=later)
+        return self.head(torch.cat([read, x], 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["auto", *WAYS])
+def test_max_norm_is_refused_by_name_whether_it_rescales_or_not(way: str) -> None:
+    data = blobs()
+    for max_norm in (0.1, 100.0):
+        with pytest.raises(FedsimError, match="max_norm of the model's embedding"):
+            choose(way, Words(max_norm), CLASSIFY, data.x, data.y)
+    assert choose(way, Words(None), CLASSIFY, data.x, data.y) in WAYS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_rescaled_later_fail_the_client() -> None:
+    torch.manual_seed(0)
+    trainer = trainer_of(Words(None, later=0.1), LocalTraining(1, None), private(1.0))
+    (failure,) = trainer.train(snapshot(trainer.model), [4], lambda client: blobs(), lambda client: {}, 1)
+    assert isinstance(failure, ClientFailure) and "whose embedding.weight follows" in failure.reason
+
+
+@pytest.mark.parametrize("clipping", ["flat", "adaptive"])
+def test_frozen_weights_and_constant_buffers_stay_and_are_no_hindrance(clipping: str) -> None:
+    model = Follows("", 0)
+    model.inner[0].requires_grad_(False)
+    update, arrays = train(model, LocalTraining(2, 10), private(1.0, clipping=clipping), blobs())
+    before = snapshot(model)
+    assert same_bits(*({n: a[n] for n in a if n in ("frozen", "saved", "inner.0.weight")} for a in (arrays, before)))
+    assert update.num_steps == 8 and not torch.equal(arrays["inner.2.weight"], before["inner.2.weight"])
 
 
 # Which way

@@ -1,5 +1,6 @@
 """Noise has the spread that it was asked for, comes from where it says, and a release of it cannot be told to be weaker."""
 
+import hashlib
 import os
 import time
 
@@ -9,8 +10,10 @@ import torch
 from scipy import stats
 
 from fedsim.privacy.evidence import gaussian_mu_lower_bound, least_rate
+from fedsim import rng as draws
 from fedsim.privacy.noise import NoiseSource
-from fedsim.rng import SERVER
+from fedsim.rng import SERVER, derive_seed, generator, wide_generator
+from fedsim.types import FedsimError
 
 LEVEL = 1e-6
 LIKE = {"weight": torch.zeros(300, 100), "scale": torch.zeros(()), "empty": torch.zeros(0, 4), "steps": torch.tensor(3)}
@@ -59,6 +62,92 @@ def test_the_seeded_source_depends_on_its_four_words_alone():
     for other in [*others, draw(NoiseSource(5), purpose="count")]:
         correlation = float((first * flat(other)).sum()) / len(first) ** 0.5
         assert abs(correlation) < stats.norm.isf(LEVEL / 2)
+
+
+# Pairs of (round, client, purpose) under seed 0 whose seeds have the same low 32 bits, which are all that torch takes
+SAME_LOW_BITS = {
+    "a message": ((96, 501, "local noise"), (126, 816, "local noise")),
+    "a step's noise": ((17, 7, "dp-sgd noise 147"), (31, 3, "dp-sgd noise 178")),
+    "a step's batch": ((11, 5, "dp-sgd batch 49"), (36, 4, "dp-sgd batch 95")),
+}
+
+
+def are_unrelated(first, second):
+    """Whether two vectors of mean 0 and variance 1 differ everywhere and do not correlate."""
+    return bool((first != second).float().mean() > 0.99) and abs(
+        float((first * second).mean()) * len(first) ** 0.5
+    ) < stats.norm.isf(LEVEL / 2)
+
+
+@pytest.mark.parametrize(("one", "other"), SAME_LOW_BITS.values(), ids=SAME_LOW_BITS)
+def test_no_two_draws_share_a_stream(one, other):
+    assert derive_seed(0, *one) != derive_seed(0, *other)
+    plain = [torch.randn(9, generator=generator(0, *words)) for words in (one, other)]
+    assert torch.equal(*plain)  # what torch makes of such a pair of seeds
+    noise = [flat(draw(NoiseSource(0), 1.0, *words)) for words in (one, other)]
+    assert are_unrelated(*noise)
+
+
+def test_dp_sgd_draws_its_noise_and_batches_from_streams_of_their_own():
+    from helpers import parts
+
+    protection = parts("privacy=example", "privacy.noise_multiplier=1", "privacy.delta=1e-3").server.protection
+    noise = [protection.draw_noise(5000, 1.0, *words) for words in SAME_LOW_BITS["a step's noise"]]
+    chances = [protection.draw_chances(5000, *words) for words in SAME_LOW_BITS["a step's batch"]]
+    assert are_unrelated(*noise) and are_unrelated(*((uniform - 0.5) * 12**0.5 for uniform in chances))
+
+
+def raw(source, number):
+    """(number,) uint32 from a torch generator: 64 bits are two draws, the first the higher."""
+    pairs = torch.empty(number // 2, dtype=torch.int64).random_(-(2**63), None, generator=source).numpy()
+    high, low = pairs.view(np.uint64) >> np.uint64(32), pairs.view(np.uint64) & np.uint64(0xFFFFFFFF)
+    return np.stack([high, low], axis=1).reshape(-1).astype(np.uint32)
+
+
+@pytest.mark.parametrize("words", [(0, 1, 2, "noise"), (2**40, 0, SERVER, ""), (5, 10**6, 10**9, "π")])
+def test_the_wide_generator_is_numpys_twister_in_the_state_that_the_words_hash_to(words):
+    name = "/".join(str(word) for word in words).encode()
+    key = np.frombuffer(hashlib.shake_256(name).digest(624 * 4), dtype="<u4")
+    twister = np.random.MT19937(1)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": 624}}
+    assert np.array_equal(raw(wide_generator(*words), 3000), twister.random_raw(3000).astype(np.uint32))
+    one, other = (torch.randn(20, generator=wide_generator(*words)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_all_of_the_hash_goes_into_the_wide_generator():
+    """A bit of any word of the state changes what is drawn."""
+    words = np.arange(1, 625, dtype=np.uint32)
+    whole = raw(draws._twister(draws._layout(), words), 1248)
+    for place in range(1, 624):
+        changed = words.copy()
+        changed[place] ^= 1 << 17
+        assert not np.array_equal(whole, raw(draws._twister(draws._layout(), changed), 1248))
+
+
+@pytest.mark.parametrize("spoil", ["shifted", "refused"])
+def test_a_torch_of_another_layout_is_found_out(monkeypatch, spoil):
+    genuine = draws._twister
+
+    def other(layout, words):
+        if spoil == "refused":
+            raise RuntimeError("RNG state is wrong size")
+        return genuine(layout, np.roll(words, 1))
+
+    draws._layout.cache_clear()
+    monkeypatch.setattr(draws, "_twister", other)
+    with pytest.raises(FedsimError, match=r"privacy\.secure_rng=true"):
+        draw(NoiseSource(5))
+    monkeypatch.undo()
+    assert draw(NoiseSource(5))["scale"].isfinite()  # a failure is not remembered
+
+
+def test_a_wide_generator_costs_little():
+    wide_generator(0, 1, 2, "noise")
+    start = time.process_time()
+    for client in range(1000):
+        wide_generator(0, 1, client, "noise")
+    assert time.process_time() - start < 0.5
 
 
 def test_reseeding_everything_does_not_reproduce_the_secure_source():

@@ -141,7 +141,7 @@ def test_max_participations_is_enforced(tmp_path: Path) -> None:
     run_into(tmp_path, tiny(*overrides, "sampler=fixed", "rounds=5"))
     clients = pq.read_table(tmp_path / "clients.parquet").to_pydict()
     rows = pq.read_table(tmp_path / "rounds.parquet").to_pydict()
-    assert max(clients["participations"]) == 2 and sum(rows["cohort_size"]) == 16 and rows["cohort_size"][-1] == 0
+    assert max(clients["participations"]) == 2 and sum(rows["cohort_size"]) == 16 and rows["cohort_size"][-1] > 0
     assert max(clients["epsilon"]) <= 5
 
 

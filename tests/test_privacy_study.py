@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 
 from experiments.privacy_accuracy.__main__ import gather, play, write
 from experiments.privacy_accuracy.cells import DATASETS, SIZES, UNITS, Cell, cells
-from experiments.privacy_accuracy.results import Mean, Row, figure, mean_of, means_of, renewed, table
+from experiments.privacy_accuracy.results import Mean, Row, figure, listing, mean_of, means_of, renewed, table
 
 MECHANISMS = {
     "example": "ExamplePrivacy",
@@ -133,6 +133,19 @@ def test_what_is_left_in_the_folder(tmp_path: Path) -> None:
     assert readme == f"words\n<!-- table -->\n{table(means_of(ROWS))}<!-- end of table -->\nmore words\n"
     assert (tmp_path / "accuracy_vs_epsilon.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "commands.txt").read_text().splitlines() == [cell.command for cell in cells("small")]
+
+
+def test_the_listing_has_a_line_for_each_setting_and_every_command_is_one_of_them() -> None:
+    asked = cells("full")
+    lines = listing(asked).splitlines()[1:-1]
+    assert len(lines) == len(UNITS) * len(DATASETS) * 2
+    filled = {
+        line.replace("EPSILON", epsilon).replace("SEED", seed)
+        for line in lines
+        for epsilon in ("1", "2", "4", "8")
+        for seed in "012"
+    }
+    assert filled == {cell.command for cell in asked}
 
 
 def test_a_readme_without_marks_is_left_as_it_is() -> None:

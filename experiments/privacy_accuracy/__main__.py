@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from experiments.privacy_accuracy.cells import SIZES, Cell, cells
-from experiments.privacy_accuracy.results import Row, figure, means_of, renewed, row_of, table, write_csv
+from experiments.privacy_accuracy.results import Row, figure, listing, means_of, renewed, row_of, table, write_csv
 from fedsim.paths import whole
 
 
@@ -54,7 +54,8 @@ def write(out: Path, asked: list[Cell], rows: list[Row]) -> None:
     (out / "commands.txt").write_text("".join(f"{cell.command}\n" for cell in asked), encoding="utf-8")
     readme = out / "README.md"
     if readme.is_file():
-        readme.write_text(renewed(readme.read_text(encoding="utf-8"), "table", table(means)), encoding="utf-8")
+        text = renewed(readme.read_text(encoding="utf-8"), "table", table(means))
+        readme.write_text(renewed(text, "commands", listing(asked)), encoding="utf-8")
 
 
 def main() -> None:

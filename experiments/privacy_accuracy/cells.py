@@ -16,9 +16,12 @@ SIZES: dict[str, tuple[tuple[float, ...], int]] = {"small": ((1.0, 8.0), 1), "fu
 COMMON = ("model=linear", "device=cpu", "evaluation.every=10", "checkpoint.every=100")
 """One model, of 7,850 parameters on 28x28 images, so that cells differ by the unit alone."""
 
+EVEN = ("partition=iid", "~partition.alpha")
+"""As in the experiments of the other units."""
+
 SETTINGS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("example", "fashion_mnist"): ("rounds=10", "client.batch_size=600", "client.lr=2.0"),
-    ("example", "mnist5k"): ("rounds=10", "client.batch_size=100", "client.lr=2.0"),
+    ("example", "fashion_mnist"): (*EVEN, "rounds=10", "client.batch_size=600", "client.lr=2.0"),
+    ("example", "mnist5k"): (*EVEN, "rounds=10", "client.batch_size=100", "client.lr=2.0"),
     ("user", "fashion_mnist"): ("rounds=30", "privacy.clip_norm=0.3"),
     ("user", "mnist5k"): ("population.num_clients=1000", "rounds=20"),
     ("distributed", "fashion_mnist"): (),
@@ -57,9 +60,10 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """Its folder. The sizes share none, since a cell that was run by another command is run anew in its folder."""
         promise = "none" if self.epsilon is None else f"epsilon{self.epsilon:g}"
-        return f"{self.dataset}_{self.unit}_{promise}_seed{self.seed}"
+        small = "small_" if self.size == "small" else ""
+        return f"{small}{self.dataset}_{self.unit}_{promise}_seed{self.seed}"
 
     @property
     def overrides(self) -> list[str]:

@@ -58,8 +58,18 @@ Means = dict[tuple[str, str, float | None], Mean]
 
 def row_of(cell: Cell, summary: dict) -> Row:
     """A finished cell's row."""
-    keys = ("accuracy", "epsilon", "noise_multiplier", "rounds", "seconds")
-    return Row(cell.dataset, cell.unit, cell.epsilon, cell.seed, *(summary[key] for key in keys), cell.command)
+    return Row(
+        dataset=cell.dataset,
+        unit=cell.unit,
+        epsilon=cell.epsilon,
+        seed=cell.seed,
+        accuracy=summary["accuracy"],
+        spent=summary["epsilon"],
+        noise_multiplier=summary["noise_multiplier"],
+        rounds=summary["rounds"],
+        seconds=summary["seconds"],
+        command=cell.command,
+    )
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
@@ -103,6 +113,16 @@ def table(means: Means) -> str:
     return "\n".join(lines) + "\n"
 
 
+def listing(asked: Sequence[Cell]) -> str:
+    """The commands in a block of Markdown, those of one dataset, unit and size that differ by epsilon and seed in a line."""
+    lines: dict[str, None] = {}
+    for cell in asked:
+        promise = "" if cell.epsilon is None else f"privacy.epsilon={cell.epsilon:g}"
+        line = cell.command.replace(promise, "privacy.epsilon=EPSILON") if promise else cell.command
+        lines[line.replace(f"seed={cell.seed}", "seed=SEED")] = None
+    return "```\n" + "\n".join(lines) + "\n```\n"
+
+
 def figure(means: Means) -> Figure:
     """Small multiples: a row a dataset, a column a unit; accuracy against epsilon, the same federation without privacy dashed."""
     import matplotlib as mpl
@@ -110,7 +130,9 @@ def figure(means: Means) -> Figure:
 
     from fedsim.results.pictures.style import STYLE, WIDTH
 
-    datasets, units = (list(dict.fromkeys(key[i] for key in means)) for i in (0, 1))
+    datasets = list(dict.fromkeys(dataset for dataset, _, _ in means))
+    units = list(dict.fromkeys(unit for _, unit, _ in means))
+    ticks = sorted({epsilon for *_, epsilon in means if epsilon is not None})
     with mpl.rc_context(STYLE):
         made = Figure(figsize=(WIDTH, 0.7 + 2.1 * len(datasets)), layout="constrained")
         made.suptitle("Accuracy bought with ε, by what is hidden", x=0.008, ha="left", fontsize=10.5, fontweight="bold")
@@ -123,6 +145,7 @@ def figure(means: Means) -> Figure:
             grid[i][0].set_ylabel(f"{dataset}\ntest accuracy")
         for axes in grid[-1]:
             axes.set_xlabel("ε")
+            axes.set_xticks(ticks, minor=False)  # for all, since the axis is shared
         handles = {label: line for line, label in zip(*grid[0][0].get_legend_handles_labels(), strict=True)}
         if handles:
             made.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
@@ -139,7 +162,6 @@ def _panel(axes: Axes, means: dict[float | None, Mean]) -> None:
     private = sorted((epsilon, mean) for epsilon, mean in means.items() if epsilon is not None)
     if private:
         epsilons, found = zip(*private, strict=True)
-        axes.set_xticks(epsilons, minor=False)
         axes.errorbar(
             epsilons,
             [mean.mean for mean in found],

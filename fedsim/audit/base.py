@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from fedsim.privacy.accounting import Mechanism
     from fedsim.privacy.base import Protection, Setting
 
-Train = Callable[[Tensor, Tensor, int], Params]
-"""(x, y, seed) -> arrays of a fresh model, trained as the run trains but on these examples in one place."""
+Train = Callable[[Params, Tensor, Tensor, int], Params]
+"""(start, x, y, number) -> arrays trained from `start` as the run trains, but on these examples in one place; each number has
+draws of its own."""
 
 
 class Subject(NamedTuple):

@@ -1,8 +1,9 @@
 """`audit=lira`: who was a training example? The likelihood ratio attack on the final model (Carlini et al. 2022, arXiv 2112.03570).
 
-Shadow models are trained, each on half of some candidates, so that each candidate was in half of them. Two Gaussians are
-fitted to a candidate's scores under models that saw it and models that did not; the final model's score is judged by their
-ratio. What counts is how many members are found while hardly anyone else is accused, so the curve has log axes.
+Shadow models are trained from the weights that the run began with, each on half of some candidates, so that each candidate was
+in half of them. Two Gaussians are fitted to a candidate's scores under models that saw it and models that did not; the final
+model's score is judged by their ratio. What counts is how many members are found while hardly anyone else is accused, so the
+curve has log axes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fedsim import rng
 from fedsim.audit.base import Audit, Subject, Train
 from fedsim.audit.verdict import finite, shown
 from fedsim.checks import require_int
-from fedsim.training.trainer import ClientFailure, Trainer, load_arrays
+from fedsim.training.trainer import ClientFailure, Trainer, load_arrays, model_arrays
 from fedsim.types import ClientData, FedsimError, Params
 
 if TYPE_CHECKING:
@@ -103,23 +104,41 @@ def halves(shadows: int, examples: int, seed: int) -> np.ndarray:
     return np.stack(rows)
 
 
-def train_centrally(trainer: Trainer, start: Params, rounds: int, client: int = 0) -> Train:
-    """A `Train` that plays `rounds` rounds of one client that holds all examples, by the run's own trainer.
+def shadow_training(trainer: Trainer, rounds: int, client: int) -> Train:
+    """The `Train` of a run: `rounds` rounds of one client that holds all the examples, by the run's own local steps.
 
-    client: whose noise is drawn, where training is private.
+    client: who took part in the run, and whose noise multiplier a private training has. Shuffles, dropout, noise and Poisson
+    batches are of each shadow's own and of nobody in the run. trainer: the run's; its module is overwritten.
     """
-    trainer = dataclasses.replace(trainer, settings=dataclasses.replace(trainer.settings, lr_decay=1.0))
 
-    def train(x: Tensor, y: Tensor, seed: int) -> Params:
-        arrays = start
-        for round in range(seed * rounds + 1, (seed + 1) * rounds + 1):  # no two seeds share a shuffle
-            (update,) = trainer.train(arrays, [client], lambda _: ClientData(client, x, y), lambda _: {}, round)
+    def train(start: Params, x: Tensor, y: Tensor, number: int) -> Params:
+        own, data = _own_draws(trainer, number), ClientData(client, x, y)
+        arrays, kept = start, {client: dict[str, Tensor]()}
+        for round in range(1, rounds + 1):
+            (update,) = own.train(arrays, [client], lambda _: data, kept.__getitem__, round)
             if isinstance(update, ClientFailure):
                 raise FedsimError(f"a shadow model of audit=lira cannot be trained: {update.reason}")
             arrays = {name: array.clone() for name, array in update.arrays.items()}
+            kept[client] = update.state
         return arrays
 
     return train
+
+
+def _own_draws(trainer: Trainer, number: int) -> Trainer:
+    """The trainer with draws that this shadow alone has."""
+    seed = rng.derive_seed(trainer.seed, 0, rng.SERVER, f"shadow {number}")
+    rule = trainer.local_steps
+    if rule is None:
+        return dataclasses.replace(trainer, seed=seed)
+
+    def noise(size: int, std: float, round: int, client: int, purpose: str) -> Tensor:
+        return rule.noise(size, std, round, client, f"shadow {number} {purpose}")
+
+    def chances(size: int, round: int, client: int, purpose: str) -> Tensor:
+        return rule.chances(size, round, client, f"shadow {number} {purpose}")
+
+    return dataclasses.replace(trainer, seed=seed, local_steps=dataclasses.replace(rule, noise=noise, chances=chances))
 
 
 @dataclass
@@ -139,6 +158,7 @@ class LiraAudit(Audit):
     def begin(self, setting: Setting, protection: Protection, like: Params) -> None:
         """See Audit."""
         self.seed, self.unit = setting.seed, protection.unit
+        self.first = {name: array.detach().clone() for name, array in like.items()}  # `like` are the module's own
 
     def examine(self, subject: Subject) -> None:
         """See Audit."""
@@ -154,15 +174,26 @@ class LiraAudit(Audit):
         x = torch.cat([subject.member_x[rows[0]], subject.other_x[rows[1]]])
         y = torch.cat([subject.member_y[rows[0]], subject.other_y[rows[1]]])
         memberships = halves(self.shadows, 2 * each, self.seed)
-        scores = []
+        start, scores = self._start(subject), []
         for number, chosen in enumerate(memberships):
             own = torch.from_numpy(chosen)
-            load_arrays(subject.model, subject.train(x[own], y[own], number))
+            load_arrays(subject.model, subject.train(start, x[own], y[own], number))
             scores.append(logit_scores(subject.model, x, y))
         load_arrays(subject.model, subject.arrays)
         target = logit_scores(subject.model, x, y)
         self.members = each
         self.curve = membership_inference(np.stack(scores), memberships, target, np.arange(2 * each) < each)
+
+    def _start(self, subject: Subject) -> Params:
+        """What the run began with, which the server and so the attacker knows; nothing in it is of any example."""
+        load_arrays(subject.model, subject.arrays)
+        for module in subject.model.modules():
+            if callable(reset := getattr(module, "reset_running_stats", None)):
+                reset()
+        own = model_arrays(subject.model)
+        for name, array in self.first.items():
+            own[name].copy_(array)
+        return {name: array.clone() for name, array in own.items()}
 
     def finish(self, claimed_epsilon: float | None, delta: float, mechanism: Mechanism | None) -> dict[str, Any]:
         """See Audit."""

@@ -35,6 +35,20 @@ def build_model(factory: Callable[..., nn.Module], dataset: Dataset, seed: int) 
     return model
 
 
+def moving_arrays(model: nn.Module) -> dict[str, str]:
+    """Each trainable array's name, and the name by which it is known first: layers that share a weight have it under two.
+
+    Frozen weights and buffers are not among them: under a client-level mechanism they stay as the server has them.
+    """
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {
+        name: first.setdefault(array.data_ptr(), name)
+        for name, array in state.items()
+        if isinstance(array, nn.Parameter) and array.requires_grad
+    }
+
+
 def made_up_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
     """x (size, ...) and y (size, ...) in the dataset's shapes and types and of no value of its own: a plan reads none."""
     one = dataset.preprocess(dataset.train.x[:1])

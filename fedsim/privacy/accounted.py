@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from fedsim.privacy.noise import NoiseSource
 from fedsim.types import FedsimError
 
 OUTSIDE = (
-    "Measurements of the simulation are outside the guarantee: the accuracy on clients' held-out examples, clients.parquet and "
-    "lineage.parquet are taken from the data in clear."
+    "Measurements of the simulation are outside the guarantee and are not to be published with the model: the accuracy on "
+    "clients' held-out examples, clients.parquet, lineage.parquet, the counts of rounds.parquet, privacy_journal.jsonl (which "
+    "names who took part), and baselines/, which are trained without a mechanism."
 )
 
 
@@ -101,7 +103,6 @@ class Accounted(Protection):
     `max_participations`; else all clients spend in every round.
     """
 
-    adjacency_words = ""
     trust = ""
     against = ""
     name = ""
@@ -110,7 +111,8 @@ class Accounted(Protection):
         self, keys: Budget, setting: Setting, mechanism: accounting.Mechanism, max_participations: int | None
     ) -> None:
         self.keys, self.setting, self.max_participations = keys, setting, max_participations
-        self.public = max_participations is not None or setting.sampling == "all"
+        self.public = max_participations is not None or setting.sampling not in ("poisson", "fixed")
+        self.deterministic = setting.deterministic
         self.source = NoiseSource(setting.seed, keys.secure_rng)
         self.book = Ledger(repeats_count=keys.secure_rng or not setting.deterministic)
         self.warnings: list[str] = []
@@ -143,21 +145,46 @@ class Accounted(Protection):
             return self.book.releases
         return max(self.book.charges.values(), default=0)
 
+    def cohort_seed(self, seed: int) -> int:
+        """See Protection."""
+        return int.from_bytes(os.urandom(32), "little") if self.keys.secure_rng else seed
+
+    def purpose(self, what: str, round: int) -> str:
+        """The draw's name. A round that is played again where its bits may differ must not reuse its noise."""
+        again = self.book.attempts(round)
+        return what if again <= 1 or self.deterministic else f"{what} {again}"
+
     def rounds_left(self, most: int) -> int:
         """By the budget; where clients pay for their own rounds, those that cannot pay are not eligible instead."""
-        if self.keys.limit is None or self.max_participations is not None:
+        if self.max_participations is not None:
+            return most if len(self.within_limits()) else 0
+        if self.keys.limit is None:
             return most
         spent = self.spent_count
         return max(accounting.affordable(self.mechanism, self.keys.limit, self.keys.delta, spent + most) - spent, 0)
 
     def eligible(self, round: int) -> np.ndarray | None:
         """Those that have not reached `max_participations`, nor what the budget pays for."""
-        if self.max_participations is None:
-            return None
+        return None if self.max_participations is None else self.within_limits()
+
+    def within_limits(self) -> np.ndarray:
+        """Clients that may take part once more, ascending."""
+        assert self.max_participations is not None
         limit = self.max_participations
         if self.keys.limit is not None:
             limit = accounting.affordable(self.mechanism, self.keys.limit, self.keys.delta, limit)
         return self.book.at_most(self.setting.num_clients, limit)
+
+    def warn_of_supply(self) -> None:
+        """Say so where limited participation ends the run before its rounds are over."""
+        if self.max_participations is None:
+            return
+        rounds = int(self.setting.num_clients * self.planned / max(self.setting.cohort_size, 1e-9))
+        if rounds < self.setting.rounds:
+            self.warnings.append(
+                f"{self.setting.num_clients} clients that take part at most {self.max_participations} times fill about {rounds} of "
+                f"{self.setting.rounds} rounds, and the run ends when no one is left"
+            )
 
     def keep_journal(self, path: Path, resumed_after: int | None) -> None:
         """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
@@ -226,9 +253,15 @@ class Accounted(Protection):
 
     def state(self) -> dict[str, Any]:
         """What was spent, and the noise that was promised: more rounds do not make it larger."""
-        return {"noise_multiplier": self.noise_multiplier, "ledger": self.book.state()}
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "deterministic": self.deterministic,
+            "ledger": self.book.state(),
+        }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See Protection."""
         self.mechanism = replace(self.mechanism, noise_multiplier=float(state["noise_multiplier"]))  # type: ignore[type-var]
+        self.deterministic &= bool(state["deterministic"])  # rounds begun on CUDA stay what they were
+        self.book.repeats_count = self.keys.secure_rng or not self.deterministic
         self.book.load_state(state["ledger"])

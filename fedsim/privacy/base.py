@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from fedsim.training import LocalTraining
 from fedsim.transforms import Transform, on_device
-from fedsim.types import Params
+from fedsim.types import FedsimError, Params
 
 if TYPE_CHECKING:
     from fedsim.training.dpsgd import DPSGD
@@ -32,13 +33,18 @@ CANARY = -2
 """The `client` of an audit's own: none of the population."""
 
 
+class RoundAborted(FedsimError):
+    """Nothing can be released of this round; the run may go on without it."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a mechanism must know of a run before it can promise anything.
 
-    sampling: the sampler's kind (poisson, fixed, all). cohort_size: expected clients a round. num_examples: (clients,)
-    training examples of each. linear: the strategy needs the mean of the updates alone. one_vector: a client sends its
-    update and no number beside it. shapes: of the model's arrays. deterministic: a round played again gives the same bits.
+    sampling: the sampler's kind: poisson, fixed, all, or unknown. cohort_size: expected clients a round. num_examples:
+    (clients,) training examples of each. linear: the strategy needs the mean of the updates alone. one_vector: a client
+    sends its update and no number beside it. shapes: of the arrays that training changes, each once (`moving_arrays`).
+    deterministic: a round played again gives the same bits. resumed: the run goes on from a checkpoint, which holds the noise.
     """
 
     seed: int
@@ -53,6 +59,7 @@ class Setting:
     one_vector: bool
     shapes: dict[str, torch.Size]
     deterministic: bool = True
+    resumed: bool = False
 
 
 class Protection:
@@ -61,7 +68,9 @@ class Protection:
     unit: what is protected (example, client), or None. sums: clients send transformed updates of equal weight, which are
     summed and released by `release`, over the fixed `denominator`; else each sends the model that it trained. local_steps: how
     devices train privately. noise_removed: the noise is left out while the claim stands, for an audit to find out.
-    takes_canaries: whether an audit may add clients of its own to the sum.
+    takes_canaries: whether an audit may add clients of its own to the sum. hides_failures: a client whose training failed sends
+    a zero update like any other, since whom it sends to is not trusted to know. moving: each array that training changes, by
+    name, and the name under which it is sent (the same, but for weights that two layers share).
     """
 
     unit: str | None = None
@@ -69,8 +78,14 @@ class Protection:
     denominator: float = 1.0
     noise_removed: bool = False
     takes_canaries: bool = True
+    hides_failures: bool = False
+    moving: Mapping[str, str] = MappingProxyType({})
     transforms: tuple[Transform, ...] = ()
     local_steps: DPSGD | None = None
+
+    def cohort_seed(self, seed: int) -> int:
+        """The seed that a round's cohort is drawn by: where noise is secret who took part must be as well."""
+        return seed
 
     def rounds_left(self, most: int) -> int:
         """How many more rounds the budget pays for, at most `most`."""

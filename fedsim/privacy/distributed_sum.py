@@ -12,7 +12,7 @@ import torch
 from fedsim import rng
 from fedsim.privacy import accounting
 from fedsim.privacy.accounted import Accounted
-from fedsim.privacy.base import Ask, Payload, Setting
+from fedsim.privacy.base import Ask, Payload, RoundAborted, Setting
 from fedsim.privacy.clipping import Clip
 from fedsim.privacy.discrete import Words, conditional_round, flatten, padded, rotate, rotate_back, unflatten, wrap
 from fedsim.privacy.distributed import NOISES, DistributedPrivacy, fitted, largest_cohort
@@ -82,6 +82,7 @@ class DistributedSum(Accounted):
     unit = "client"
     sums = True
     takes_canaries = False
+    hides_failures = True
     trust = (
         "the server to follow the protocol of secure aggregation (honest but curious, it sees only the sum), and devices to keep "
         "their shares of the noise to themselves"
@@ -157,7 +158,7 @@ class DistributedSum(Accounted):
             self.bits,
             self.entropy,
             self.part.neighbours,
-            0 if self.setting.deterministic else max(again, 0),
+            0 if self.deterministic else max(again, 0),
         )
         if len(cohort) == 1:
             ask("advertise", {int(cohort[0]): aggregator.greeting()})
@@ -190,8 +191,12 @@ class DistributedSum(Accounted):
 
     def close_round(self, round: int, survivors: np.ndarray, ask: Ask) -> None:
         """The shares that take the masks off the sum of those who answered."""
-        if self.aggregator is not None:
+        if self.aggregator is None:
+            return
+        try:
             self.aggregator.close(ask, survivors.tolist())
+        except FedsimError as error:  # too many dropped out, by chance: another round need not share that
+            raise RoundAborted(str(error)) from error
 
     def release(self, total: Params, round: int) -> Params:
         """Masks off, decoded, over the fixed denominator. Where no one took part it is zeros without noise: there is no secret."""

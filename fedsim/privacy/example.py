@@ -172,7 +172,7 @@ class ExampleProtection(Protection):
         if self.keys.secure_rng:
             integers = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(11)
             return torch.from_numpy(integers * 2.0**-53)
-        draw = rng.generator(self.setting.seed, round, client, self._named(purpose, round))
+        draw = rng.wide_generator(self.setting.seed, round, client, self._named(purpose, round))
         return torch.rand(size, dtype=torch.float64, generator=draw)
 
     def _named(self, purpose: str, round: int) -> str:

@@ -67,7 +67,9 @@ class OwnNoise(Transform):
     def on_device(self, update: Params, client: int, round: int) -> Params:
         """Every coordinate with z C."""
         owner = self.owner
-        noise = owner.source.gaussian(update, owner.noise_scale * owner.clip_norm, round, client, "local noise")
+        noise = owner.source.gaussian(
+            update, owner.noise_scale * owner.clip_norm, round, client, owner.purpose("local noise", round)
+        )
         return {name: array + noise[name] for name, array in update.items()}
 
 
@@ -75,6 +77,7 @@ class LocalGaussian(Accounted):
     """Clip, then noise, both on the device; weights are equal, since a count of examples would be sent in clear."""
 
     unit = "client"
+    hides_failures = True
     name = "local Gaussian"
     trust = "nobody"
     against = "the server and anyone who sees a client's messages, and knows who took part"
@@ -87,6 +90,7 @@ class LocalGaussian(Accounted):
         self.clip_norm = part.clip_norm
         clip = Clip(part.clip_norm) if part.clipping == "flat" else ClipPerLayer(part.clip_norm)
         self.transforms = (clip, OwnNoise(self))
+        self.warn_of_supply()
 
     def details(self) -> dict[str, Any]:
         """See Accounted; and what a single message costs."""

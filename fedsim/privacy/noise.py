@@ -46,7 +46,7 @@ class NoiseSource:
         elif self.secure:
             flat = torch.from_numpy((secure_normals(sum(sizes)) * std).astype(np.float32))
         else:
-            flat = torch.randn(sum(sizes), generator=rng.generator(self.seed, round, client, purpose)).mul_(std)
+            flat = torch.randn(sum(sizes), generator=rng.wide_generator(self.seed, round, client, purpose)).mul_(std)
         pieces = flat.split(sizes)
         return {name: p.view(like[name].shape).to(like[name].device) for name, p in zip(like, pieces, strict=True)}
 

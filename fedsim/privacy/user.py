@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fedsim.checks import require_choice, require_int, require_number
 from fedsim.privacy import accounting
 from fedsim.privacy.accounted import Accounted, Budget, check_max_participations, refuse_setting
 from fedsim.privacy.accounting import GaussianReleases
 from fedsim.privacy.base import Protection, Setting
-from fedsim.privacy.clipping import UNCLIPPED, AdaptiveClip, Clip, ClipPerLayer, norm_of
+from fedsim.privacy.budgets import read_groups
+from fedsim.privacy.clipping import UNCLIPPED, AdaptiveClip, Clip, ClipByGroup, ClipPerLayer, norm_of
+from fedsim.privacy.grouped import GroupBudgets
 from fedsim.rng import SERVER
 from fedsim.training.dpsgd import COUNT_NOISE, update_multiplier
 from fedsim.transforms import Transform, on_server
@@ -30,7 +34,8 @@ class UserPrivacy:
     epsilon that stops a run of given noise. clipping: flat | per_layer | adaptive (target_quantile of updates not clipped,
     clip_lr, count_noise: None for a twentieth of the cohort, or z). mechanism: gaussian | tree | banded; the last two add noise
     that is correlated over rounds and need no sampling, but limits: a client takes part at most max_participations times, at
-    least min_separation rounds apart (None: by the mechanism). restart: rounds of one tree. bands: of the matrix.
+    least min_separation rounds apart (None: by the mechanism). restart: rounds of one tree. bands: of the matrix. budgets:
+    instead of epsilon, a promise for each group of clients, as in {careful: {share: 0.3, epsilon: 1}, open: {...}}.
     """
 
     epsilon: float | None = None
@@ -49,6 +54,7 @@ class UserPrivacy:
     strategy_matrix: str = "sqrt"
     budget: float | None = None
     secure_rng: bool = False
+    budgets: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         require_number("privacy.clip_norm", self.clip_norm, above=0)
@@ -72,6 +78,14 @@ class UserPrivacy:
                 f"privacy.clipping=adaptive changes the noise from round to round, which privacy.mechanism={self.mechanism} "
                 "does not bear; use privacy.clipping=flat"
             )
+        if self.budgets and (self.epsilon is not None or self.noise_multiplier is not None or self.budget is not None):
+            raise FedsimError(
+                "privacy.budgets says what each group is promised; leave privacy.epsilon, noise_multiplier and budget out"
+            )
+        if self.budgets and (self.mechanism, self.clipping) != ("gaussian", "flat"):
+            raise FedsimError(
+                "privacy.budgets needs privacy.mechanism=gaussian and privacy.clipping=flat; set both, or leave it out"
+            )
         self.keys  # noqa: B018 - checks them
 
     def _refuse(self, mechanism: str, *keys: str) -> None:
@@ -82,7 +96,8 @@ class UserPrivacy:
     @property
     def keys(self) -> Budget:
         """Those that every mechanism has."""
-        return Budget(self.epsilon, self.noise_multiplier, self.delta, self.budget, self.secure_rng)
+        most = max(group.epsilon for group in read_groups(self.budgets)) if self.budgets else self.epsilon
+        return Budget(most, self.noise_multiplier, self.delta, self.budget, self.secure_rng)
 
     def protect(self, setting: Setting) -> Protection:
         """The mechanism for this run. Raises FedsimError where the run's other parts do not allow the promise."""
@@ -127,11 +142,6 @@ class CentralSum(Accounted):
         super().__init__(part.keys, setting, mechanism, limit)
         self.denominator = setting.cohort_size
 
-    def purpose(self, what: str, round: int) -> str:
-        """The draw's name. A round that is played again where its bits may differ must not reuse its noise."""
-        again = self.book.attempts(round)
-        return what if again <= 1 or self.setting.deterministic else f"{what} {again}"
-
     def release(self, total: Params, round: int) -> Params:
         """Noise, then the fixed denominator: the number of replies changes neither."""
         noisy = on_server(self.transforms, total, round)
@@ -163,6 +173,9 @@ class CentralGaussian(CentralSum):
         super().__init__(part, setting, mechanism, part.max_participations)
         self.name = f"Gaussian, {part.clipping.replace('_', '-')} clipping"
         self.clip = self._clip(part)
+        self.groups = GroupBudgets(part.budgets, self) if part.budgets else None
+        if self.groups is not None:
+            self.clip = ClipByGroup(part.clip_norm, self.groups.clip_shares())
         self.transforms = (self.clip, AddNoise(self))
         self.against = (
             "anyone who sees the models of all rounds, who may know who took part"
@@ -170,6 +183,7 @@ class CentralGaussian(CentralSum):
             else "anyone who sees the models of all rounds but not who took part (clients.parquet given away voids it)"
         )
         self._warn()
+        self.warn_of_supply()
 
     def _clip(self, part: UserPrivacy) -> Clip:
         self.count_noise = 0.0
@@ -177,11 +191,11 @@ class CentralGaussian(CentralSum):
             return Clip(part.clip_norm)
         if part.clipping == "per_layer":
             return ClipPerLayer(part.clip_norm)
-        chosen = max(
-            self.denominator / COUNT_NOISE, self.noise_multiplier
-        )  # a small cohort's twentieth would cost too much
+        # a small cohort's twentieth would cost too much
+        chosen = max(self.denominator / COUNT_NOISE, self.noise_multiplier)
         self.count_noise = chosen if part.count_noise is None else part.count_noise
-        update_multiplier(self.noise_multiplier, self.count_noise)  # refused here if at all
+        if not self.setting.resumed:  # else it is not this noise that the run goes on with
+            update_multiplier(self.noise_multiplier, self.count_noise)  # refused here if at all
         return AdaptiveClip(part.clip_norm, part.target_quantile, part.clip_lr, self.denominator)
 
     @property
@@ -198,11 +212,16 @@ class CentralGaussian(CentralSum):
         fraction = min(1.0, self.setting.cohort_size / self.setting.num_clients)
         delta, rounds = self.keys.delta, self.planned
         mine = accounting.spend(self.mechanism, rounds, delta).epsilon
-        if self.public:
-            everyone = self.setting.sampling == "all"
-            why = "sampler=all hides no one" if everyone else "with max_participations who took part is public"
+        if self.max_participations is not None:
+            why = "with max_participations who took part is public"
+        elif self.public:
+            why = (
+                "sampler=all hides no one"
+                if self.setting.sampling == "all"
+                else "nothing is known of this sampler's law"
+            )
         else:
-            why = "sampler=fixed is accounted for replacing one client, by RDP alone"
+            why = "sampler=fixed is accounted for replacing one client"
         words = f"{why}: no smaller epsilon than {mine:.3g} may be claimed"
         if fraction < 1:
             poisson = GaussianReleases(self.noise_multiplier, "poisson", rate=fraction)
@@ -229,8 +248,19 @@ class CentralGaussian(CentralSum):
 
     def details(self) -> dict[str, Any]:
         """See Accounted."""
-        more = {"count_noise": self.count_noise} if self.count_noise else {}
+        more: dict[str, Any] = {}
+        if self.count_noise:
+            more = {
+                "count_noise": self.count_noise,
+                "clip_norm_is": "the last round's; the noise of each was over its own",
+            }
+        if self.groups is not None:
+            more["budgets"] = self.groups.describe()
         return super().details() | more
+
+    def client_epsilons(self, num_clients: int) -> np.ndarray | None:
+        """See Accounted; by group where budgets differ."""
+        return super().client_epsilons(num_clients) if self.groups is None else self.groups.epsilons(num_clients)
 
     def columns(self) -> dict[str, Any]:
         """See Accounted; and the norm that the next round clips to."""
@@ -238,12 +268,16 @@ class CentralGaussian(CentralSum):
 
     def state(self) -> dict[str, Any]:
         """See Accounted; and the moving norm."""
-        return super().state() | {"clip_norm": self.clip.clip_norm}
+        groups = [] if self.groups is None else self.groups.noise
+        return super().state() | {"clip_norm": self.clip.clip_norm, "count_noise": self.count_noise, "groups": groups}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See Accounted."""
         super().load_state(state)
-        self.clip.clip_norm = float(state["clip_norm"])
+        self.clip.clip_norm, self.count_noise = float(state["clip_norm"]), float(state["count_noise"])
+        if self.groups is not None:
+            self.groups.noise = [float(z) for z in state["groups"]]
+            self.clip.shares = self.groups.clip_shares()  # type: ignore[attr-defined]
 
 
 def releases(setting: Setting, limited: bool) -> GaussianReleases:
@@ -252,7 +286,7 @@ def releases(setting: Setting, limited: bool) -> GaussianReleases:
     A limit on participations makes a client's chance depend on what it did before, so no amplification is claimed with one.
     Where participation is public a client is hidden by zeros in its place, since others' places do not move ("zero-out").
     """
-    if limited or setting.sampling == "all":
+    if limited or setting.sampling not in ("poisson", "fixed"):
         return GaussianReleases(1.0, "none", adjacency="zero-out")
     if setting.sampling == "poisson":
         return GaussianReleases(1.0, "poisson", rate=min(1.0, setting.cohort_size / setting.num_clients))

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from fedsim.training.layer_gradients import Gradients
 from fedsim.training.objectives import Objective
-from fedsim.training.per_example import NOT_FINITE, WAYS, PerExample, same_buffers
+from fedsim.training.per_example import NOT_FINITE, WAYS, PerExample
 from fedsim.training.settings import LocalTraining
+from fedsim.training.unchanged import unchanged
 from fedsim.types import ClientData, FedsimError, Params
 
 CLIPPINGS = ("flat", "per_layer", "adaptive")
@@ -116,7 +117,7 @@ class PrivateSteps:
         state: Params,
         round: int,
     ) -> None:
-        self.rule, self.data, self.round = rule, data, round
+        self.rule, self.model, self.data, self.round = rule, model, data, round
         self.weights: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
         self.steps = settings.steps(len(data.x))
         self.expected_batch = expected_batch(settings, len(data.x))
@@ -128,12 +129,12 @@ class PrivateSteps:
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_std)
         self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // sum(weight.numel() for weight in self.weights)))
         self._contexts = ExitStack()
-        self._open = (WAYS[way](model, objective), same_buffers(model))
+        self._open = (WAYS[way](model, objective), unchanged(model, weights=False))
         self._per_example: PerExample
 
     def __enter__(self) -> PrivateSteps:
-        gradients, buffers = self._open
-        self._contexts.enter_context(buffers)
+        gradients, others = self._open
+        self._contexts.enter_context(others)
         self._per_example = self._contexts.enter_context(gradients)
         return self
 
@@ -155,7 +156,8 @@ class PrivateSteps:
         pieces = [piece.view_as(weight) for piece, weight in zip(total.split(sizes), self.weights, strict=True)]
         unclipped = torch.zeros((), device=total.device)
         for rows in batch.rows.split(self.most_rows) if len(batch.rows) else ():
-            given = self._per_example(self.data.x[rows], self.data.y[rows])
+            with unchanged(self.model, others=False):
+                given = self._per_example(self.data.x[rows], self.data.y[rows])
             factors = clip_factors(given, len(rows), self.clip_norm, self.rule.clipping)
             for gradients, piece, factor in zip(given, pieces, factors, strict=True):
                 gradients.add_to(piece, factor)

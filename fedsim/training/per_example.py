@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Stacked, own_layers
 from fedsim.training.objectives import Objective, classification, regression
+from fedsim.training.unchanged import refuse_max_norm, unchanged
 from fedsim.types import FedsimError, MissingPackageError
 
 ONE_TARGET = (classification, regression)
@@ -138,17 +139,19 @@ WAYS: dict[str, Way] = {"fast": fast, "opacus": opacus, "functorch": functorch}
 def choose(way: str, model: nn.Module, objective: Objective, x: Tensor, y: Tensor) -> str:
     """The way to use: `way` itself, or for `auto` the first of WAYS that gives the model's gradients; tried on three examples.
 
-    x: (n, ...), y: (n, ...), at least one. Raises FedsimError where the model mixes examples, where training changes a
-    buffer by data, and where no way gives its gradients.
+    x: (n, ...), y: (n, ...), at least one. Raises FedsimError where the model mixes examples, where running it changes its
+    arrays, and where no way gives its gradients.
     """
     x, y = (x[:3], y[:3]) if len(x) > 1 else (torch.cat([x, x.flip(-1)]), torch.cat([y, y]))
     was_training, reasons = model.training, []
     try:
         model.train()
-        _refuse_mixing(model, x)
+        refuse_max_norm(model)
+        with unchanged(model):
+            _refuse_mixing(model, x)
         for name in WAYS if way == "auto" else [way]:
             try:
-                with same_buffers(model):
+                with unchanged(model):
                     wrong = _disagrees(name, model, objective, x, y)
             except FedsimError as error:
                 if way != "auto" or not isinstance(error, MissingPackageError):
@@ -204,17 +207,3 @@ def _refuse_mixing(model: nn.Module, x: Tensor) -> None:
             "privacy=example cannot take a model that mixes the examples of a batch, as this one does (its output for one "
             "changes with another); use another model=..., or torch.nn.GroupNorm in place of what mixes"
         )
-
-
-@contextmanager
-def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Refuse buffers that change inside: they would be sent, and no noise is added to them."""
-    kept = set(model.state_dict(keep_vars=True))
-    buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if name in kept}
-    yield
-    for name, (buffer, before) in buffers.items():
-        if not torch.equal(buffer, before):
-            raise FedsimError(
-                f"privacy=example cannot send {name}, which training changes by the data without any noise; "
-                "use a model=... without running statistics"
-            )
