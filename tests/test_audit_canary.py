@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import parts
+from helpers import play as play_run
 from scipy.optimize import brentq
 from scipy.stats import norm
 
@@ -238,3 +240,13 @@ def test_the_runs_own_mechanism_passes_and_with_its_noise_removed_fails(sampling
     good, bad = found(False), found(True)
     assert (good["verdict"], bad["verdict"]) == ("PASS", "FAIL")
     assert 2.0 <= good["bounds"]["gaussian"]["noise_multiplier_at_most"] < (3.0 if sampling == "all" else 20.0)
+
+
+def test_canaries_do_not_vote_on_the_clipping_norm() -> None:
+    def norm_after(*audit: str) -> float:
+        made = parts("privacy=user", "privacy.noise_multiplier=1", "privacy.clipping=adaptive", "rounds=1", *audit)
+        play_run(made)
+        return float(getattr(made.server.protection, "clip").clip_norm)  # noqa: B009 - not every protection has one
+
+    alone, beside = norm_after(), norm_after("audit=canary", "audit.canaries=20")
+    assert beside == alone != 1.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import parts, play, run_into, same_bits, tiny, tiny_dataset
+from helpers import assert_close, parts, play, run_into, same_bits, tiny, tiny_dataset
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 from test_audit_canary import DELTA, setting
@@ -68,13 +68,13 @@ def test_every_candidate_is_in_half_of_the_shadows() -> None:
 
 def subject(epochs: int) -> tuple[Subject, Params]:
     """A finished run of one client with 150 examples, and the arrays that it began with."""
-    data = tiny_dataset(rows=400, features=20, noise=4.0)
+    data = tiny_dataset(rows=400, features=20, noise=8.0)
     x, y = data.train.x, data.train.y
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 3))
     start = {name: array.clone() for name, array in model_arrays(model).items()}
-    settings = LocalTraining(epochs=epochs, batch_size=50, lr=0.5)
+    settings = LocalTraining(epochs=epochs, batch_size=50, lr=0.05)
     trainer = Trainer(model, OBJECTIVES["classification"], settings, ClientHalf(), seed=0)
     train = shadow_training(trainer, rounds=2, client=0)
     arrays = train(start, x[:150], y[:150], 99)
@@ -88,7 +88,7 @@ def test_a_model_that_knows_its_examples_by_heart_gives_them_away() -> None:
     audit.begin(setting(), Protection(), start)
     audit.examine(made)
     found = audit.finish(None, DELTA, None)
-    assert found["roc"]["auc"] > 0.65
+    assert found["roc"]["auc"] > 0.8
     assert (
         found["roc"]["members"] == 150 and "not a bound" in found["words"][1] and "no false alarm" in found["words"][0]
     )
@@ -108,6 +108,7 @@ def test_wrong_keys_and_tasks_are_refused() -> None:
 # The shadows of a run
 
 SHADOWED = ("client.batch_size=5", "client.lr=0.1", "sampler=fixed", "sampler.cohort_size=3")
+ALL_OF_TWO = ("population.num_clients=2", "sampler.cohort_size=2")
 PRIVATE = (*SHADOWED, "privacy=example", "privacy.noise_multiplier=2")
 
 
@@ -115,7 +116,9 @@ def start_of(made: Parts) -> Params:
     return {name: array.clone() for name, array in model_arrays(made.model).items()}
 
 
-@pytest.mark.parametrize("keys", [SHADOWED, PRIVATE, (*PRIVATE, "privacy.secure_rng=true")], ids=str)
+@pytest.mark.parametrize(
+    "keys", [SHADOWED, PRIVATE, (*PRIVATE, "privacy.secure_rng=true")], ids=["plain", "private", "secure"]
+)
 def test_a_shadow_has_draws_of_its_own(keys: tuple[str, ...]) -> None:
     made = parts(*keys)
     start = start_of(made)
@@ -148,22 +151,19 @@ def test_no_draw_is_shared_between_shadows_and_with_the_run() -> None:
     assert set(seen.values()) == {1} and sum(seen.values()) > in_run > 0
 
 
-def test_a_shadow_keeps_its_clipping_norm_from_round_to_round() -> None:
-    made = parts(*PRIVATE, "privacy.clipping=adaptive", "privacy.noise_multiplier=0.01", "sampler=all")
-    kept: list[float] = []
-    load = made.trainer.client_half.initial
-    play(made)
-    train = shadow_training(made.trainer, 3, 0)
+def test_a_shadow_keeps_its_clipping_norm_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = parts(*PRIVATE, "privacy.clipping=adaptive", "privacy.noise_multiplier=0.01")
+    begun: list[float] = []
     inner = PrivateSteps.__init__
 
     def watching(self: PrivateSteps, *words: Any) -> None:
         inner(self, *words)
-        kept.append(self.clip_norm)
+        begun.append(self.clip_norm)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrivateSteps, "__init__", watching)
-        train(made.server.state.arrays, *made.population.training_data(0)[1:], 0)
-    assert load is not None and len(set(kept)) == 3
+    monkeypatch.setattr(PrivateSteps, "__init__", watching)
+    _, x, y = made.population.training_data(0)
+    shadow_training(made.trainer, 3, 0)(start_of(made), x, y, 0)
+    assert begun[0] == 1.0 and len(set(begun)) == 3
 
 
 def test_the_noise_is_that_of_a_client_that_took_part() -> None:
@@ -179,7 +179,7 @@ def test_the_noise_is_that_of_a_client_that_took_part() -> None:
 
 
 @pytest.mark.parametrize("keys", [(), PRIVATE[len(SHADOWED) :]], ids=["plain", "private"])
-@pytest.mark.parametrize("other", [(), ("strategy=central",), ("population.num_clients=2", "sampler=all")], ids=str)
+@pytest.mark.parametrize("other", [(), ("strategy=central",), ALL_OF_TWO], ids=["eight", "central", "two"])
 @pytest.mark.usefixtures("no_pictures")
 def test_runs_of_every_kind_are_audited(tmp_path: Path, keys: tuple[str, ...], other: tuple[str, ...]) -> None:
     cfg = tiny(*SHADOWED, *keys, *other, "audit=lira", "audit.shadows=4", "audit.candidates=40")
@@ -201,8 +201,11 @@ def test_shadows_begin_where_the_run_began_and_not_with_what_it_learnt() -> None
         return start
 
     made.server.audit.examine(subject_of(made)._replace(train=train))
-    assert len(starts) == 4 and all(same_bits(start, begun) for start in starts)
-    assert not same_bits(made.server.state.arrays, begun)
+    assert len(starts) == 4
+    for start in starts:
+        assert_close(start, begun, 1e-6)  # means of a weight that all have differ from it by rounding
+    with pytest.raises(AssertionError):
+        assert_close(made.server.state.arrays, begun, 1e-2)
 
 
 class Pretrained(nn.Module):

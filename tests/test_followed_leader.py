@@ -176,24 +176,40 @@ def test_server_momentum_works_on_the_noisy_mean() -> None:
 
 
 LIMITS = (*FEW, "rounds=8", "privacy.max_participations=3", "privacy.min_separation=3")
+BOTH = (*FEW, "rounds=10", "privacy.max_participations=3", "privacy.min_separation=2")
+"""Rounds enough for each of the limits to matter."""
 
 
 @pytest.mark.parametrize("mechanism", [TREE, BANDED], ids=["tree", "banded"])
 @pytest.mark.parametrize("secure", [False, True])
 def test_no_cohort_breaks_the_limits(mechanism: tuple[str, ...], secure: bool, tmp_path: Path) -> None:
-    run_into(tmp_path, tiny(*mechanism, *LIMITS, *([SECURE] if secure else [])))
+    run_into(tmp_path, tiny(*mechanism, *BOTH, *([SECURE] if secure else [])))
     drawn = cohorts_of(tmp_path / "privacy_journal.jsonl")
-    assert [round for round, _ in drawn] == list(range(1, 9)) and {len(cohort) for _, cohort in drawn} == {2}
-    rounds = {client: [round for round, cohort in drawn if client in cohort] for client in range(8)}
-    assert all(len(own) <= 3 and (np.diff(own) >= 3).all() for own in rounds.values())
+    assert [round for round, _ in drawn] == list(range(1, 11))
+    assert keep_the_limits(drawn, most=3, apart=2)
     book = ledger(tmp_path)
-    assert book["limits"] == {"participations": 3, "separation": 3} and book["participations"]["most"] <= 3
+    assert book["limits"] == {"participations": 3, "separation": 2} and book["participations"]["most"] <= 3
 
 
-def test_the_same_sampler_would_break_them() -> None:
-    sampler = parts(*TREE, *LIMITS).server.sampler
-    drawn = [set(sampler.cohort(0, round, 8).tolist()) for round in range(1, 9)]
-    assert any(a & b for a, b in pairwise(drawn))
+def keep_the_limits(drawn: list[tuple[int, list[int]]], most: int, apart: int) -> bool:
+    rounds = [[round for round, cohort in drawn if client in cohort] for client in range(8)]
+    return all(len(own) <= most and (np.diff(own) >= apart).all() for own in rounds)
+
+
+def test_the_same_sampler_would_break_either_limit_alone() -> None:
+    sampler = parts(*TREE, *BOTH).server.sampler
+
+    def drawn(most: int, apart: int) -> list[tuple[int, list[int]]]:
+        rounds: list[tuple[int, list[int]]] = []
+        for round in range(1, 11):
+            taken = [c for _, cohort in rounds for c in cohort]
+            resting = [c for at, cohort in rounds for c in cohort if round - at < apart]
+            able = [c for c in range(8) if taken.count(c) < most and c not in resting]
+            rounds.append((round, sampler.cohort(0, round, 8, np.array(able)).tolist()))
+        return rounds
+
+    assert keep_the_limits(drawn(3, 2), most=3, apart=2)
+    assert not keep_the_limits(drawn(3, 1), most=3, apart=2) and not keep_the_limits(drawn(9, 2), most=3, apart=2)
 
 
 def test_a_run_ends_when_no_one_may_take_part_any_more() -> None:
@@ -285,7 +301,7 @@ def test_a_budget_that_the_run_exceeds_is_refused(mechanism: str) -> None:
 def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_spends_once(
     mechanism: tuple[str, ...], tmp_path: Path, killed_in: Callable[[int | None], None]
 ) -> None:
-    overrides = (*mechanism, *LIMITS, "checkpoint.every=3")
+    overrides = (*mechanism, *BOTH, "checkpoint.every=3")
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     undisturbed = run_into(whole, tiny(*overrides))
     killed_in(6)
@@ -296,7 +312,13 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_spends_once(
     killed_in(None)
     summary = resume(folder)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
-    assert [round for round, _ in cohorts_of(folder / "privacy_journal.jsonl")] == [*range(1, 7), 4, 5, 6, *range(4, 9)]
+    assert [round for round, _ in cohorts_of(folder / "privacy_journal.jsonl")] == [
+        *range(1, 7),
+        4,
+        5,
+        6,
+        *range(4, 11),
+    ]
     assert summary["epsilon"] == undisturbed["epsilon"] and ledger(folder)["runs_shown"] == 1
     clients = [pq.read_table(each / "clients.parquet") for each in (whole, folder)]
     assert clients[0].equals(clients[1])
@@ -321,8 +343,7 @@ def test_each_kill_that_lost_rounds_of_secret_noise_costs_a_whole_run(
     assert book["epsilon"] == pytest.approx(one_gaussian(book["matrix"]["sensitivity"] / 4, kills + 1), rel=1e-3)
     kept = drawn[:3] + drawn[-5:]  # the way to the model that there is keeps the limits, and fills its cohorts
     assert [round for round, _ in kept] == list(range(1, 9)) and {len(cohort) for _, cohort in kept} == {2}
-    rounds = {client: [round for round, cohort in kept if client in cohort] for client in range(8)}
-    assert all(len(own) <= 3 and (np.diff(own) >= 3).all() for own in rounds.values())
+    assert keep_the_limits(kept, most=3, apart=3)
 
 
 def test_kills_after_different_checkpoints_add_up(tmp_path: Path, killed_in: Callable[[int | None], None]) -> None:
@@ -346,6 +367,14 @@ def test_rounds_before_the_first_checkpoint_are_a_run_of_their_own(tmp_path: Pat
         for round in (1, 2):
             protection.charge(round, np.arange(8))
         assert protection.spent_count == runs
+
+
+def test_runs_that_a_checkpoint_knows_of_are_not_forgotten_with_the_journal(tmp_path: Path) -> None:
+    first, second = (protection_of(parts(*TREE, "rounds=5", SECURE)) for _ in range(2))
+    first.shown = 3
+    second.load_state(first.state())
+    second.keep_journal(tmp_path / "none", None)
+    assert second.spent_count == 3
 
 
 def test_a_checkpoint_that_lost_nothing_begins_nothing(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fedsim.privacy.evidence import gaussian_mu_lower_bound, least_rate
 from fedsim import rng as draws
+from fedsim.privacy.evidence import gaussian_mu_lower_bound, least_rate
 from fedsim.privacy.noise import NoiseSource
 from fedsim.rng import SERVER, derive_seed, generator, wide_generator
 from fedsim.types import FedsimError

@@ -110,7 +110,7 @@ def _layer_norm(layer: nn.LayerNorm, a: Tensor, g: Tensor) -> dict[str, Gradient
 
 def _embedding(layer: nn.Embedding, a: Tensor, g: Tensor) -> dict[str, Gradients]:
     symbols, width = layer.weight.shape
-    a, g = a.flatten(1), g.reshape(len(a), -1, width)  # (b, positions), (b, positions, width)
+    a, g = a.reshape(len(a), -1), g.reshape(len(a), -1, width)  # (b, positions), (b, positions, width)
     if layer.padding_idx is not None:
         g = g * (a != layer.padding_idx)[..., None]
     rows = g.new_zeros(len(a), symbols, width)
