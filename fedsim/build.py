@@ -102,7 +102,8 @@ def build(cfg: DictConfig) -> Parts:
         x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 3))
         choose(protection.local_steps.way, model, OBJECTIVES[dataset.task], x, y)  # refused here if at all
     protection.moving = moving_arrays(model)
-    audit.begin(setting, protection, {name: model_arrays(model)[name] for name in setting.shapes})
+    audit.check(dataset.task, dataset.input_shape)
+    audit.begin(setting, protection, model_arrays(model))
     protection.noise_removed = audit.remove_noise
     trainer = Trainer(
         model,

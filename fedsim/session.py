@@ -190,10 +190,13 @@ class Session:
     def _audit(self, ledger: dict[str, Any]) -> dict[str, Any]:
         """What the audit says, empty without one. Where it refutes the promise, the ledger makes none any more."""
         server = self.parts.server
-        if server.audit.needs_subject:
-            server.audit.examine(subject_of(self.parts))
         mechanism = getattr(server.protection, "mechanism", None)
-        evidence = server.audit.finish(ledger["epsilon"], ledger["delta"] or 0.0, mechanism)
+        try:
+            if server.audit.needs_subject:
+                server.audit.examine(subject_of(self.parts))
+            evidence = server.audit.finish(ledger["epsilon"], ledger["delta"] or 0.0, mechanism)
+        except FedsimError as error:  # the run is whole without it
+            return {"kind": "none", "verdict": None, "words": [f"The audit could not be made: {error}."]}
         if evidence.get("verdict") == "FAIL":
             ledger["refuted_epsilon"], ledger["epsilon"] = ledger["epsilon"], None
             ledger["caveats"].insert(0, f"The audit refutes epsilon = {ledger['refuted_epsilon']:.4g}, see audit.json.")

@@ -6,9 +6,12 @@ import os
 import sys
 
 import pytest
+import torch
 from absl import logging as absl_logging
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+
+torch.set_num_threads(1)  # as in every grid; more threads wait for each other where tests run side by side
 
 # dp-accounting logs by absl, whose handler closes the stream that it has when Hydra sets up logging anew: here pytest's
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -284,7 +284,7 @@ def test_delta_is_a_probability(delta: float) -> None:
 
 noise = st.floats(2, 8)
 rates = st.sampled_from([1e-3, 0.02, 0.3])
-few = settings(max_examples=8, deadline=None, derandomize=True)
+few = settings(max_examples=5, deadline=None, derandomize=True)
 
 
 @few
@@ -345,14 +345,14 @@ def test_the_noise_solved_for_is_enough_and_hardly_more(
 
 
 def test_the_noise_of_many_classes_is_found_in_seconds() -> None:
-    """16 clients with examples of their own number: rates and steps differ."""
-    cases = [(poisson(1.0, 32 / examples), 20 * (examples // 32)) for examples in range(100, 1700, 100)]
+    """Eight clients with examples of their own number: rates and steps differ."""
+    cases = [(poisson(1.0, 32 / examples), 20 * (examples // 32)) for examples in range(100, 1700, 200)]
     started = time.process_time()
     noises = solve_many([*cases, cases[0]], 4.0, 1e-5)
-    assert time.process_time() - started < 12
-    assert len(noises) == 17 and noises[-1] == noises[0]
-    assert noises[:16] == sorted(noises[:16], reverse=True)
-    for (mechanism, count), z in list(zip(cases, noises, strict=False))[::7]:
+    assert time.process_time() - started < 7
+    assert len(noises) == 9 and noises[-1] == noises[0]
+    assert noises[:8] == sorted(noises[:8], reverse=True)
+    for (mechanism, count), z in list(zip(cases, noises, strict=False))[::3]:
         assert 0.998 * 4 < epsilons_after(replace(mechanism, noise_multiplier=z), [count], 1e-5)[0] <= 4
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ def test_equal_gaussians_are_not_told_apart_and_unequal_widths_are() -> None:
 def estimated(z: float, rounds: int = 4, canaries: int = 200) -> dict:
     like: Params = {"weight": torch.zeros(100, 100), "seen": torch.zeros((), dtype=torch.int64)}
     audit, protection, of = OneShotAudit(canaries), GaussianSum(z), setting("all", rounds=rounds)
+    of = replace(of, shapes={"weight": like["weight"].shape})
     audit.begin(of, protection, like)
     model, draw = torch.zeros(100, 100), torch.Generator().manual_seed(5)
     for round in range(1, rounds + 1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +272,7 @@ def test_clients_that_took_part_less_spent_less(tmp_path: Path) -> None:
         assert epsilon == pytest.approx(one_gaussian(worst[count] / 4) if count else 0.0, rel=1e-3)
 
 
-@pytest.mark.parametrize("epsilon", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
 @pytest.mark.parametrize("mechanism", ["tree", "banded"])
 def test_noise_that_is_solved_for_pays_for_all_rounds(mechanism: str, epsilon: float) -> None:
     made = parts(*USER, f"privacy.mechanism={mechanism}", f"privacy.epsilon={epsilon}", *FEW, "rounds=4")
@@ -324,7 +323,7 @@ def test_a_run_that_was_killed_goes_on_with_the_same_bits_and_spends_once(
     assert clients[0].equals(clients[1])
 
 
-@pytest.mark.parametrize("kills", [1, 2, 3])
+@pytest.mark.parametrize("kills", [1, 3])
 def test_each_kill_that_lost_rounds_of_secret_noise_costs_a_whole_run(
     kills: int, tmp_path: Path, killed_in: Callable[[int | None], None]
 ) -> None:

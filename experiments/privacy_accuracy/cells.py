@@ -97,12 +97,12 @@ class Cell:
 
 
 def cells(size: str) -> list[Cell]:
-    """All cells of a size, a whole seed at a time, so that a study that is stopped has fewer seeds and no holes."""
+    """All cells of a size: of one dataset after another a whole seed at a time; stopped, a study has fewer seeds and few holes."""
     epsilons, seeds = SIZES[size]
     return [
         Cell(size, dataset, unit, epsilon, seed)
-        for seed in range(seeds)
         for dataset in DATASETS
+        for seed in range(seeds)
         for unit in UNITS
         for epsilon in (*epsilons, None)
     ]

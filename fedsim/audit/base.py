@@ -51,6 +51,9 @@ class Audit:
     remove_noise: bool = False
     needs_subject: bool = False
 
+    def check(self, task: str, input_shape: tuple[int, ...]) -> None:
+        """Before any work. Raises FedsimError where the audit cannot look at such data; input_shape: of one example."""
+
     def begin(self, setting: Setting, protection: Protection, like: Params) -> None:
         """Before the first round. like: the server's arrays. Raises FedsimError where this run cannot be audited so."""
 

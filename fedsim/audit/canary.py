@@ -61,7 +61,8 @@ class CanaryAudit(Audit):
             )
         refuse_masked(protection, "canary")
         self.setting, self.protection = setting, protection
-        self.directions = Directions.draw(like, self.canaries, setting.seed)
+        sent = {name: like[name] for name in setting.shapes}
+        self.directions = Directions.draw(sent, self.canaries, setting.seed)
         count = len(self.directions)
         coins = rng.numpy_generator(setting.seed, 0, rng.SERVER, "audit coins")
         self.scores = Scores(coins.random(count) < 0.5, setting.rounds)

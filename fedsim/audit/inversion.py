@@ -110,6 +110,14 @@ class InversionAudit(Audit):
         require_int("audit.steps", self.steps, low=10)
         require_number("audit.smoothness", self.smoothness, low=0)
 
+    def check(self, task: str, input_shape: tuple[int, ...]) -> None:
+        """See Audit."""
+        channels = input_shape[0] if len(input_shape) == 3 else 1
+        if len(input_shape) not in (2, 3) or channels not in (1, 3) or task != "classification":
+            raise FedsimError(
+                "audit=inversion draws images, and this dataset holds none; choose an image dataset, or set audit=none"
+            )
+
     def begin(self, setting: Setting, protection: Protection, like: Params) -> None:
         """See Audit. Early updates give most away, so the first model is the one that is looked at."""
         self.seed, self.protection = setting.seed, protection
@@ -140,16 +148,7 @@ class InversionAudit(Audit):
     def _chosen(self, subject: Subject) -> tuple[Tensor, Tensor]:
         """The first member of each of as many classes, so that labels say which image is which."""
         x, y = subject.member_x, subject.member_y
-        channels = x.shape[1] if x.ndim == 4 else 1
-        if (
-            x.ndim not in (3, 4)
-            or channels not in (1, 3)
-            or not x.is_floating_point()
-            or subject.task != "classification"
-        ):
-            raise FedsimError(
-                "audit=inversion draws images, and this dataset holds none; choose an image dataset, or set audit=none"
-            )
+        self.check(subject.task, tuple(x.shape[1:]))
         firsts = [int((y == label).nonzero()[0]) for label in y.unique()[: self.images]]
         return x[firsts], y[firsts]
 

@@ -155,6 +155,13 @@ class LiraAudit(Audit):
         if self.shadows % 2:
             raise FedsimError(f"audit.shadows={self.shadows} must be even, since shadows come in pairs; add one")
 
+    def check(self, task: str, input_shape: tuple[int, ...]) -> None:
+        """See Audit."""
+        if task != "classification":
+            raise FedsimError(
+                f"audit=lira looks at the probability of the true class, which task={task} has not; set audit=none"
+            )
+
     def begin(self, setting: Setting, protection: Protection, like: Params) -> None:
         """See Audit."""
         self.seed, self.unit = setting.seed, protection.unit
@@ -162,10 +169,7 @@ class LiraAudit(Audit):
 
     def examine(self, subject: Subject) -> None:
         """See Audit."""
-        if subject.task != "classification":
-            raise FedsimError(
-                f"audit=lira looks at the probability of the true class, which task={subject.task} has not; set audit=none"
-            )
+        self.check(subject.task, tuple(subject.member_x.shape[1:]))
         each = min(self.candidates // 2, len(subject.member_x), len(subject.other_x))
         if each < 10:
             raise FedsimError("audit=lira needs ten training examples and ten others at least; take a larger dataset")

@@ -48,8 +48,7 @@ class OneShotAudit(Audit):
             )
         refuse_masked(protection, "one_shot")
         self.setting, self.protection = setting, protection
-        self.start = {name: array.detach().cpu().clone() for name, array in like.items() if array.is_floating_point()}
-        self.rest = {name: torch.zeros(array.shape) for name, array in like.items() if name not in self.start}
+        self.start = {name: like[name].detach().cpu().clone() for name in setting.shapes}
         self.times, self.last = np.zeros(self.canaries, dtype=np.int64), np.full(self.canaries, -setting.rounds - 1)
         self.cosines, self.size = np.zeros(0), sum(array.numel() for array in self.start.values())
         self.cohort(1)
@@ -74,7 +73,7 @@ class OneShotAudit(Audit):
     def _named(self, flat: Tensor) -> Params:
         pieces = flat.split([array.numel() for array in self.start.values()])
         named = {name: piece.view(self.start[name].shape) for name, piece in zip(self.start, pieces, strict=True)}
-        return named | self.rest
+        return named
 
     def examine(self, subject: Subject) -> None:
         """See Audit."""
