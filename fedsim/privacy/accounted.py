@@ -96,7 +96,47 @@ def refuse_setting(setting: Setting, unit: str, *, linear: bool) -> None:
         )
 
 
-class Accounted(Protection):
+class Booked(Protection):
+    """A mechanism that keeps books: where noise comes from, what was released, and what a replay must not repeat.
+
+    deterministic: whether a round played again gives the same bits; once false for a run it stays so.
+    """
+
+    def __init__(self, setting: Setting, secure: bool) -> None:
+        self.setting, self.deterministic = setting, setting.deterministic
+        self.source = NoiseSource(setting.seed, secure)
+        self.book = Ledger(repeats_count=secure or not setting.deterministic)
+
+    def cohort_seed(self, seed: int) -> int:
+        """See Protection."""
+        return int.from_bytes(os.urandom(32), "little") if self.source.secure else seed
+
+    def purpose(self, what: str, round: int) -> str:
+        """The draw's name. A round that is played again where its bits may differ must not reuse its noise."""
+        again = self.book.attempts(round)
+        return what if again <= 1 or self.deterministic else f"{what} {again}"
+
+    def keep_journal(self, path: Path, resumed_after: int | None) -> None:
+        """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
+        self.book.journal = path
+        self.book.recount(path, resumed_after or 0)  # a run may have been killed before its first checkpoint
+
+    def charge(self, round: int, cohort: np.ndarray) -> None:
+        """In the journal first, then in the book."""
+        self.book.charge(round, cohort.tolist())
+
+    def state(self) -> dict[str, Any]:
+        """What was spent."""
+        return {"deterministic": self.deterministic, "ledger": self.book.state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """See Protection."""
+        self.deterministic &= bool(state["deterministic"])  # rounds begun on CUDA stay what they were
+        self.book.repeats_count = self.source.secure or not self.deterministic
+        self.book.load_state(state["ledger"])
+
+
+class Accounted(Booked):
     """A mechanism whose every release is alike, so that a count of releases is all an accountant needs.
 
     Where participation is public (no sampling hides it) a client spends only in its own rounds, at most
@@ -110,11 +150,9 @@ class Accounted(Protection):
     def __init__(
         self, keys: Budget, setting: Setting, mechanism: accounting.Mechanism, max_participations: int | None
     ) -> None:
-        self.keys, self.setting, self.max_participations = keys, setting, max_participations
+        super().__init__(setting, keys.secure_rng)
+        self.keys, self.max_participations = keys, max_participations
         self.public = max_participations is not None or setting.sampling not in ("poisson", "fixed")
-        self.deterministic = setting.deterministic
-        self.source = NoiseSource(setting.seed, keys.secure_rng)
-        self.book = Ledger(repeats_count=keys.secure_rng or not setting.deterministic)
         self.warnings: list[str] = []
         z = keys.noise_multiplier
         if z is None:
@@ -144,15 +182,6 @@ class Accounted(Protection):
         if not self.public:
             return self.book.releases
         return max(self.book.charges.values(), default=0)
-
-    def cohort_seed(self, seed: int) -> int:
-        """See Protection."""
-        return int.from_bytes(os.urandom(32), "little") if self.keys.secure_rng else seed
-
-    def purpose(self, what: str, round: int) -> str:
-        """The draw's name. A round that is played again where its bits may differ must not reuse its noise."""
-        again = self.book.attempts(round)
-        return what if again <= 1 or self.deterministic else f"{what} {again}"
 
     def rounds_left(self, most: int) -> int:
         """By the budget; where clients pay for their own rounds, those that cannot pay are not eligible instead."""
@@ -185,15 +214,6 @@ class Accounted(Protection):
                 f"{self.setting.num_clients} clients that take part at most {self.max_participations} times fill about {rounds} of "
                 f"{self.setting.rounds} rounds, and the run ends when no one is left"
             )
-
-    def keep_journal(self, path: Path, resumed_after: int | None) -> None:
-        """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
-        self.book.journal = path
-        self.book.recount(path, resumed_after or 0)  # a run may have been killed before its first checkpoint
-
-    def charge(self, round: int, cohort: np.ndarray) -> None:
-        """In the journal first, then in the book."""
-        self.book.charge(round, cohort.tolist())
 
     def client_epsilons(self, num_clients: int) -> np.ndarray | None:
         """Everyone's is the same where sampling hides who took part; else each its own."""
@@ -253,15 +273,9 @@ class Accounted(Protection):
 
     def state(self) -> dict[str, Any]:
         """What was spent, and the noise that was promised: more rounds do not make it larger."""
-        return {
-            "noise_multiplier": self.noise_multiplier,
-            "deterministic": self.deterministic,
-            "ledger": self.book.state(),
-        }
+        return super().state() | {"noise_multiplier": self.noise_multiplier}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See Protection."""
         self.mechanism = replace(self.mechanism, noise_multiplier=float(state["noise_multiplier"]))  # type: ignore[type-var]
-        self.deterministic &= bool(state["deterministic"])  # rounds begun on CUDA stay what they were
-        self.book.repeats_count = self.keys.secure_rng or not self.deterministic
-        self.book.load_state(state["ledger"])
+        super().load_state(state)

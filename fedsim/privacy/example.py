@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,10 @@ from torch import Tensor
 from fedsim import rng
 from fedsim.checks import require_choice, require_number
 from fedsim.privacy import accounting
-from fedsim.privacy.accounted import OUTSIDE, Budget, check_max_participations, refuse_setting
-from fedsim.privacy.base import Protection, Setting
+from fedsim.privacy.accounted import OUTSIDE, Booked, Budget, check_max_participations, refuse_setting
+from fedsim.privacy.base import Setting
 from fedsim.privacy.budgets import read_groups
 from fedsim.privacy.example_accounts import NO_ACCOUNT, Account, open_accounts
-from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.noise import NoiseSource
 from fedsim.training.dpsgd import CLIPPINGS, DPSGD, WAY_NAMES, expected_batch, update_multiplier
 from fedsim.types import FedsimError
 
@@ -100,16 +97,14 @@ class ExamplePrivacy:
         return ExampleProtection(self, setting)
 
 
-class ExampleProtection(Protection):
+class ExampleProtection(Booked):
     """Clients train by DP-SGD and send their models as ever; the server keeps the books."""
 
     unit = "example"
 
     def __init__(self, part: ExamplePrivacy, setting: Setting) -> None:
-        self.part, self.setting = part, setting
-        self.keys = part.keys[0]
-        self.source = NoiseSource(setting.seed, self.keys.secure_rng)
-        self.book = Ledger(repeats_count=self.keys.secure_rng or not setting.deterministic)
+        super().__init__(setting, part.keys[0].secure_rng)
+        self.part, self.keys = part, part.keys[0]
         shares = [group.share for group in part.groups] or [1.0]
         self.accounts, self.account_of = open_accounts(setting, part.keys, shares)
         self.z = np.array([z for keys in part.keys for z in self._solve([a for a in self.accounts if a.keys is keys])])
@@ -165,20 +160,15 @@ class ExampleProtection(Protection):
 
     def draw_noise(self, size: int, std: float, round: int, client: int, purpose: str) -> Tensor:
         """See fedsim.training.dpsgd.Noise."""
-        return self.source.gaussian({"": torch.empty(size)}, std, round, client, self._named(purpose, round))[""]
+        return self.source.gaussian({"": torch.empty(size)}, std, round, client, self.purpose(purpose, round))[""]
 
     def draw_chances(self, size: int, round: int, client: int, purpose: str) -> Tensor:
         """See fedsim.training.dpsgd.Chances. The batches must be as secret as the noise is."""
         if self.keys.secure_rng:
             integers = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(11)
             return torch.from_numpy(integers * 2.0**-53)
-        draw = rng.wide_generator(self.setting.seed, round, client, self._named(purpose, round))
+        draw = rng.wide_generator(self.setting.seed, round, client, self.purpose(purpose, round))
         return torch.rand(size, dtype=torch.float64, generator=draw)
-
-    def _named(self, purpose: str, round: int) -> str:
-        """A round that is played again where its bits may differ must not draw the same again."""
-        again = self.book.attempts(round)
-        return purpose if again <= 1 or self.setting.deterministic else f"{purpose} {again}"
 
     # What the server asks
 
@@ -191,15 +181,6 @@ class ExampleProtection(Protection):
         """Clients with rounds left; None where none has a limit."""
         limits = self._limits_by_client()
         return None if (limits == UNLIMITED).all() else np.flatnonzero(self.participations() < limits)
-
-    def charge(self, round: int, cohort: np.ndarray) -> None:
-        """In the journal first, then in the book."""
-        self.book.charge(round, cohort.tolist())
-
-    def keep_journal(self, path: Path, resumed_after: int | None) -> None:
-        """See Protection; what was released after the checkpoint counts again unless it will be the very same bits."""
-        self.book.journal = path
-        self.book.recount(path, resumed_after or 0)
 
     def participations(self) -> np.ndarray:
         """(clients,) rounds that each has been charged for."""
@@ -319,12 +300,12 @@ class ExampleProtection(Protection):
 
     def state(self) -> dict[str, Any]:
         """What was spent, and the noise that was promised: more rounds do not make it larger."""
-        return {"noise_multipliers": self.z, "limits": self.limits, "ledger": self.book.state()}
+        return super().state() | {"noise_multipliers": self.z, "limits": self.limits}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See Protection. Noise that was solved for fewer rounds pays for no more: then a client leaves when these are spent."""
         self.z = np.asarray(state["noise_multipliers"], dtype=np.float64)
         if self.keys.epsilon is not None:
             self.limits = np.asarray(state["limits"], dtype=np.int64)
-        self.book.load_state(state["ledger"])
+        super().load_state(state)
         self._spent.clear()
