@@ -214,6 +214,7 @@ def test_the_same_sampler_would_break_either_limit_alone() -> None:
 def test_a_run_ends_when_no_one_may_take_part_any_more() -> None:
     protection = protection_of(parts(*TREE, "rounds=2", "privacy.max_participations=2"))
     everyone = np.arange(8)
+    assert protection.rounds_left(9) == 2  # the noise was laid out for no more
     protection.charge(1, everyone)
     assert protection.rounds_left(1) == 1
     protection.charge(2, everyone)
