@@ -108,6 +108,7 @@ def test_a_round_of_too_many_dropouts_is_given_up_and_the_next_one_played(tmp_pa
     summary = run_into(tmp_path, tiny(*overrides))
     rows = pq.read_table(tmp_path / "rounds.parquet").to_pydict()
     assert summary["rounds"] == 12 and 0 < sum(rows["aggregated"]) < 12
+    assert json.loads((tmp_path / "privacy.json").read_text())["rounds_given_up"] == 12 - sum(rows["aggregated"])
 
 
 # Replies from outside

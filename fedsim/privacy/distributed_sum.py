@@ -107,6 +107,7 @@ class DistributedSum(Accounted):
         self.entropy = Entropy(setting.seed, part.secure_rng)
         self.transforms = (self.clip, Encode(self), Mask(self))
         self.aggregator: Aggregator | None = None
+        self.given_up = 0
         self.device_noise: float | None = None
         if setting.sampling == "poisson":
             self.warnings.append(
@@ -196,6 +197,7 @@ class DistributedSum(Accounted):
         try:
             self.aggregator.close(ask, survivors.tolist())
         except FedsimError as error:  # too many dropped out, by chance: another round need not share that
+            self.given_up += 1
             raise RoundAborted(str(error)) from error
 
     def release(self, total: Params, round: int) -> Params:
@@ -231,13 +233,16 @@ class DistributedSum(Accounted):
             "bits": self.bits,
             "granularity": step,
             "dropout_tolerance": self.part.dropout_tolerance,
+            "rounds_given_up": self.given_up,
+            "rounds_are": "those begun: one that was given up released nothing, and is paid for all the same",
         }
 
     def state(self) -> dict[str, Any]:
         """See Accounted; and the grid."""
-        return super().state() | {"scale": self.scale}
+        return super().state() | {"scale": self.scale, "given_up": self.given_up}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """See Accounted."""
         super().load_state(state)
+        self.given_up = int(state["given_up"])
         self.mechanism = replace(self.mechanism, scale=float(state["scale"]))  # type: ignore[type-var]
