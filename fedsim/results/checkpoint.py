@@ -5,7 +5,6 @@ The generators need no state of their own: every draw is named by (seed, round, 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fedsim.paths import sync_folder
 from fedsim.results.files import read_arrays, read_json, write_arrays, write_json
 from fedsim.types import FedsimError, Params
 
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int)
     write_json(temporary / "state.json", parts | checkpoint.progress)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)
-    _sync_folder(folder)
+    sync_folder(folder)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
@@ -103,11 +103,3 @@ def _give_arrays(value: Any, arrays: Params) -> Any:
     if isinstance(value, list):
         return [_give_arrays(item, arrays) for item in value]
     return value
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
