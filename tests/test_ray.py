@@ -27,6 +27,8 @@ OVERRIDES = (
     *("device=cpu", "seed=5", "client.momentum=0.5"),
 )
 
+PROMISE = ("privacy.noise_multiplier=0.3", "privacy.delta=1e-3")
+
 
 def plain(*overrides: str) -> dict[str, Any]:
     return OmegaConf.to_container(config(*OVERRIDES, *overrides), resolve=True)  # type: ignore[return-value]
@@ -86,20 +88,31 @@ def test_a_node_keeps_its_clients_state_in_its_own_context() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("strategy", ["fedavg", "fedmedian"])
-def test_flowers_own_simulation_ends_where_ours_does(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("strategy=fedavg",),
+        ("strategy=fedmedian",),
+        ("privacy=user", *PROMISE, "privacy.clipping=adaptive", "strategy=fedadam"),
+        ("privacy=local", *PROMISE, "strategy=fedmedian"),
+        ("privacy=example", *PROMISE, "client.momentum=0"),
+        ("privacy=distributed", *PROMISE),
+    ],
+    ids=lambda extra: extra[0],
+)
+def test_flowers_own_simulation_ends_where_ours_does(extra: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     from flwr.simulation import run_simulation
 
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    overrides = [*OVERRIDES, f"strategy={strategy}"]
+    overrides = [*OVERRIDES, *extra]
     ours = build(config(*overrides))
     ours.server.run(ours.grid())
     theirs = build(config(*overrides))
     start: Params = {name: array.clone() for name, array in theirs.server.state.arrays.items()}
     run_simulation(
         make_server_app(theirs.server),
-        client_app_from(plain(f"strategy={strategy}")),
+        client_app_from(plain(*extra)),
         num_supernodes=8,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
