@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,8 @@ def start_command(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that runs the tests in its background has them ignore Ctrl-C, and a child would inherit that
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -2,7 +2,7 @@
 
 Every cell is one fedsim command in a process of its own, in a folder of its own; one whose folder holds the finished run of
 the same command is not run again, so a study that was stopped goes on. A cell that fails is told and the rest goes on.
-Written to --out: results.csv, accuracy_vs_epsilon.png, table.md, commands.txt, and the tables of a README.md that is there.
+Written to --out: results.csv, accuracy_vs_epsilon.png, commands.txt, and the table and commands of a README.md that is there.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ def write(out: Path, asked: list[Cell], rows: list[Row]) -> None:
     write_csv(out / "results.csv", rows)
     with whole(out / "accuracy_vs_epsilon.png") as temporary:
         figure(means).savefig(temporary, format="png", dpi=160)
-    (out / "table.md").write_text(table(means), encoding="utf-8")
     (out / "commands.txt").write_text("".join(f"{cell.command}\n" for cell in asked), encoding="utf-8")
     readme = out / "README.md"
     if readme.is_file():
@@ -61,7 +60,9 @@ def write(out: Path, asked: list[Cell], rows: list[Row]) -> None:
 def main() -> None:
     """Exit status 1 where a cell failed."""
     parser = argparse.ArgumentParser(prog="python -m experiments.privacy_accuracy", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=SIZES, default="small", help="small: two minutes; full: the README's")
+    parser.add_argument(
+        "--size", choices=SIZES, default="small", help="small: about two minutes of two free cores; full: the README's"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="cells at a time, one core each")
     parser.add_argument("--out", type=Path, help="folder of the results (default: runs/privacy_accuracy/SIZE)")
     parser.add_argument("--runs", type=Path, help="folder of the cells' runs (default: OUT/runs)")
