@@ -76,7 +76,7 @@ def build(cfg: DictConfig) -> Parts:
     algorithm = as_algorithm(make(cfg.strategy, "strategy"))
     sampler = AllSampler() if algorithm.pools_data else make(cfg.sampler, "sampler")
     evaluation: EvaluationPlan = make(cfg.evaluation, "evaluation")
-    privacy, audit, logger = make(cfg.privacy, "privacy"), make(cfg.audit, "audit"), make(cfg.logger, "logger")
+    privacy, audit, logger = make_privacy(cfg), make(cfg.audit, "audit"), make(cfg.logger, "logger")
     grid = make(cfg.grid, "grid")
     dataset = make(cfg.dataset, "dataset")
     if not isinstance(dataset, Dataset):
@@ -150,11 +150,22 @@ def setting_of(
         training=training,
         strategy=strategy_name(cfg),
         linear=algorithm.linear,
-        one_vector=algorithm.one_vector and algorithm.shares_model,
+        one_vector=algorithm.one_vector,
         shapes={name: model_arrays(model)[name].shape for name in dict.fromkeys(moving_arrays(model).values())},
         deterministic=population.device.type == "cpu",
         resumed=bool(cfg.get("resume")),
     )
+
+
+def make_privacy(cfg: DictConfig) -> Any:
+    """The keys of `privacy.*`. `privacy=none` beside a private experiment leaves that one's keys behind: they mean nothing."""
+    none = privacy_name(cfg) == "no"
+    if not none and strategy_name(cfg) == "local_only":
+        raise FedsimError(
+            f"strategy=local_only releases nothing of any client, which leaves privacy={privacy_name(cfg)} nothing to protect; "
+            "use privacy=none"
+        )
+    return make({"_target_": cfg.privacy._target_} if none else cfg.privacy, "privacy")
 
 
 def privacy_name(cfg: DictConfig) -> str:

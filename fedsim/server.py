@@ -75,9 +75,10 @@ class Server:
         outcome, arrays = self._learn(grid, nodes, round, cohort)
         row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
-        row |= self.protection.columns()
+        due = self.plan.due(round, last)
+        row |= self.protection.columns(due)
         judged = Outcome()
-        if self.plan.due(round, last):
+        if due:
             central, trained = Outcome(), self._trained(outcome)
             row |= self._central(grid, nodes, round, arrays, trained, central)
             row |= self._federated(grid, nodes, round, arrays, trained, judged)

@@ -310,6 +310,11 @@ def test_a_folder_with_a_journal_alone_counts_it(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "privacy.json").read_text())["rounds"] == 4
 
 
+def test_a_private_experiment_runs_without_privacy_too(tmp_path: Path) -> None:
+    cfg = tiny("privacy=none", "+privacy.epsilon=8", "+privacy.clip_norm=0.15")  # as +experiment=user_dp privacy=none has it
+    assert run_into(tmp_path, cfg)["epsilon"] is None
+
+
 def test_a_wrong_group_is_refused() -> None:
     with pytest.raises(FedsimError, match=r"privacy.budgets says what each group"):
         parts(*USER, "privacy.budgets={a:{share:1,epsilon:1}}")

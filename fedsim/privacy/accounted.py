@@ -227,9 +227,10 @@ class Accounted(Booked):
         different, places = np.unique(counts, return_inverse=True)
         return np.array(accounting.epsilons_after(self.mechanism, different.tolist(), self.keys.delta))[places]
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self, due: bool = True) -> dict[str, Any]:
         """Epsilon after this round, of the client that has spent most."""
-        return {"epsilon": accounting.epsilons_after(self.mechanism, [self.spent_count], self.keys.delta)[0]}
+        (epsilon,) = accounting.epsilons_after(self.mechanism, [self.spent_count], self.keys.delta)
+        return {"epsilon": epsilon if np.isfinite(epsilon) else None}
 
     def describe(self, count: int) -> dict[str, Any]:
         """The keys that plan.json and privacy.json share, after `count` releases."""

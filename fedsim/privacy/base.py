@@ -138,8 +138,8 @@ class Protection:
         """The mean update that the server may see, from the sum of what was sent (zeros where no one took part)."""
         return total
 
-    def columns(self) -> dict[str, Any]:
-        """More columns of this round's row in rounds.parquet."""
+    def columns(self, due: bool = True) -> dict[str, Any]:
+        """More columns of this round's row in rounds.parquet. due: the round is evaluated, so that dear ones are wanted too."""
         return {}
 
     def client_epsilons(self, num_clients: int) -> np.ndarray | None:

@@ -205,10 +205,10 @@ class DistributedSum(Accounted):
         summed = on_server(self.transforms, total, round)
         return {name: array / self.denominator for name, array in summed.items()}
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self, due: bool = True) -> dict[str, Any]:
         """See Accounted; and what secure aggregation cost beside the vectors: payloads of all clients, seconds at the server."""
         spent = self.aggregator
-        return super().columns() | {
+        return super().columns(due) | {
             "secure_aggregation_bytes_up": spent.bytes_up if spent else 0,
             "secure_aggregation_bytes_down": spent.bytes_down if spent else 0,
             "secure_aggregation_seconds": spent.seconds if spent else 0.0,

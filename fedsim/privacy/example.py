@@ -231,11 +231,12 @@ class ExampleProtection(Booked):
 
     # What is reported
 
-    def columns(self) -> dict[str, Any]:
-        """Epsilon so far of the client that has spent most."""
-        epsilon = float(
-            self._epsilons(*(lambda worst: (worst[0], np.array([worst[1]])))(self._worst(self._busiest())))[0]
-        )
+    def columns(self, due: bool = True) -> dict[str, Any]:
+        """Epsilon so far of the client that has spent most; of evaluated rounds, since each account costs a composition."""
+        if not due:
+            return {"epsilon": None}
+        account, participations = self._worst(self._busiest())
+        epsilon = float(self._epsilons(account, np.array([participations]))[0])
         return {"epsilon": epsilon if math.isfinite(epsilon) else None}
 
     def plan(self) -> dict[str, Any]:

@@ -262,9 +262,9 @@ class CentralGaussian(CentralSum):
         """See Accounted; by group where budgets differ."""
         return super().client_epsilons(num_clients) if self.groups is None else self.groups.epsilons(num_clients)
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self, due: bool = True) -> dict[str, Any]:
         """See Accounted; and the norm that the next round clips to."""
-        return super().columns() | {"clip_norm": self.clip.clip_norm}
+        return super().columns(due) | {"clip_norm": self.clip.clip_norm}
 
     def state(self) -> dict[str, Any]:
         """See Accounted; and the moving norm."""
