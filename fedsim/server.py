@@ -75,7 +75,7 @@ class Server:
         outcome, arrays = self._learn(grid, nodes, round, cohort)
         row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
-        due = self.plan.due(round, last)
+        due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
         judged = Outcome()
         if due:
@@ -258,7 +258,8 @@ class Server:
         state.failures.update([*outcome.failed, *outcome.missing])
         if state.first_failure is None and outcome.failed:
             client, reason = next(iter(outcome.failed.items()))
-            state.first_failure = f"client {client} in round {round}: {reason}"
+            who = "a client" if self.protection.transforms else f"client {client}"  # who took part is not to be told
+            state.first_failure = f"{who} in round {round}: {reason}"
         state.client_metrics.update(client_metrics)
         state.strategy = strategy_state(self.algorithm.strategy)
         state.privacy = pack("privacy", {"protection": self.protection.state(), "audit": self.audit.state()})

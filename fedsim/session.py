@@ -139,6 +139,11 @@ class Session:
             raise FedsimError(
                 "the privacy budget does not pay for one round; raise privacy.budget or privacy.noise_multiplier"
             )
+        if server.protection.sums and not any(row["aggregated"] for row in self.state.rows):
+            raise FedsimError(
+                f"all {self.state.round} rounds were given up ({self.state.first_failure}); lower privacy.dropout, or raise "
+                "privacy.dropout_tolerance or sampler.cohort_size"
+            )
         if self.state.round > self._saved:  # the budget ended the run before its rounds were over
             self._checkpoint()
 
@@ -197,7 +202,9 @@ class Session:
             evidence = server.audit.finish(ledger["epsilon"], ledger["delta"] or 0.0, mechanism)
         except FedsimError as error:  # the run is whole without it
             return {"kind": "none", "verdict": None, "words": [f"The audit could not be made: {error}."]}
-        if evidence.get("verdict") == "FAIL":
+        if server.protection.noise_removed:  # whatever an audit finds, nothing is protected
+            ledger["claimed_epsilon"], ledger["epsilon"] = ledger["epsilon"], None
+        elif evidence.get("verdict") == "FAIL":
             ledger["refuted_epsilon"], ledger["epsilon"] = ledger["epsilon"], None
             ledger["caveats"].insert(0, f"The audit refutes epsilon = {ledger['refuted_epsilon']:.4g}, see audit.json.")
         return evidence

@@ -34,6 +34,7 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "macro_f1": last["macro_f1"],
         "ece": last["ece"],
         "epsilon": ledger["epsilon"],
+        "noise_removed": bool(ledger.get("noise_removed")),
         "delta": ledger["delta"],
         "noise_multiplier": ledger["noise_multiplier"],
         "seconds": seconds,
@@ -85,10 +86,13 @@ def closing_line(summary: dict[str, Any], path: Path) -> str:
         words[-2] += f" of {summary['rounds_asked']}, where its privacy budget or its clients' limits ended it"
     if summary["epsilon"] is not None:
         words.append(f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}")
+    if summary["noise_removed"]:
+        words.append("no epsilon: the noise was removed on purpose")
     if audit := summary["audit"]:
         words.insert(0 if audit["verdict"] == "FAIL" else len(words), _audit_words(audit))
     if summary["failures"]["count"]:
-        words.append(f"{summary['failures']['count']} failures of clients")
+        count = summary["failures"]["count"]
+        words.append(f"{count} failure{'s' if count > 1 else ''} of clients")
     return f"{summary['experiment']}: {', '.join(words)}; report: {path / 'report.html'}"
 
 

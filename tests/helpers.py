@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +82,11 @@ def resume(folder: Path, rounds: int | None = None) -> dict[str, Any]:
     return run(config(f"resume='{folder}'", *grown), folder)
 
 
+def hears_ctrl_c() -> None:
+    """In a child: a shell that runs the tests in its background has them ignore Ctrl-C, and a child would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_command(*arguments: str) -> subprocess.Popen[str]:
     """`python -m fedsim ARGUMENTS` as a process of its own, which finds this folder's modules."""
     folder = Path(__file__).parent
@@ -93,8 +97,7 @@ def start_command(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell that runs the tests in its background has them ignore Ctrl-C, and a child would inherit that
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hears_ctrl_c,
     )
 
 

@@ -122,7 +122,9 @@ def test_clients_states_come_back(tmp_path: Path) -> None:
     grid = made.grid()
     made.server.run(grid)
     assert len(grid.states.committed) == 8
-    checkpoint = Checkpoint(made.server.state.arrays, grid.states.committed, made.server.state.strategy, [], {"round": 2})
+    checkpoint = Checkpoint(
+        made.server.state.arrays, grid.states.committed, made.server.state.strategy, [], {"round": 2}
+    )
     save_checkpoint(tmp_path, 2, checkpoint, keep=1)
     loaded = load_checkpoint(tmp_path)
     assert loaded.clients.keys() == grid.states.committed.keys() and loaded.progress["round"] == 2

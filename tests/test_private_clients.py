@@ -69,7 +69,9 @@ def test_what_training_does_not_change_stays_and_shared_weights_stay_one(unit: t
     before = {name: array.clone() for name, array in made.server.state.arrays.items()}
     after = play(made)
     for name in ("frozen.weight", "frozen.bias", "order", "mask", "scale"):
-        assert torch.allclose(after[name].double(), before[name].double(), atol=1e-6), name  # a mean of equals is rounded
+        assert torch.allclose(after[name].double(), before[name].double(), atol=1e-6), (
+            name
+        )  # a mean of equals is rounded
     assert torch.equal(after["first.weight"], after["second.weight"])
     assert not torch.equal(after["first.weight"], before["first.weight"])
 
@@ -311,10 +313,41 @@ def test_a_folder_with_a_journal_alone_counts_it(tmp_path: Path) -> None:
 
 
 def test_a_private_experiment_runs_without_privacy_too(tmp_path: Path) -> None:
-    cfg = tiny("privacy=none", "+privacy.epsilon=8", "+privacy.clip_norm=0.15")  # as +experiment=user_dp privacy=none has it
+    cfg = tiny(
+        "privacy=none", "+privacy.epsilon=8", "+privacy.clip_norm=0.15"
+    )  # as +experiment=user_dp privacy=none has it
     assert run_into(tmp_path, cfg)["epsilon"] is None
 
 
 def test_a_wrong_group_is_refused() -> None:
     with pytest.raises(FedsimError, match=r"privacy.budgets says what each group"):
         parts(*USER, "privacy.budgets={a:{share:1,epsilon:1}}")
+
+
+def test_a_run_without_its_noise_states_no_epsilon_whatever_the_audit_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = ("privacy.mechanism=tree", "privacy.noise_multiplier=9")
+    summary = run_into(tmp_path, tiny(*USER, *tree, "audit=canary", "audit.canaries=10", "audit.remove_noise=true"))
+    assert summary["epsilon"] is None and summary["noise_removed"] is True
+    assert "the noise was removed on purpose" in capsys.readouterr().out
+
+
+def test_a_run_of_which_every_round_was_given_up_is_no_run(tmp_path: Path) -> None:
+    overrides = ("privacy=distributed", *USER[1:], "privacy.dropout=0.6", "rounds=2")
+    with pytest.raises(FedsimError, match=r"all 2 rounds were given up.*privacy.dropout"):
+        run_into(tmp_path, tiny(*overrides))
+    assert not (tmp_path / "summary.json").exists()
+    warnings = parts(*overrides).server.protection.plan()["warnings"]
+    assert any("privacy.dropout=0.6 is not below privacy.dropout_tolerance" in words for words in warnings)
+
+
+def test_the_last_round_is_judged_where_limits_end_the_run(tmp_path: Path) -> None:
+    overrides = ("privacy.max_participations=1", "evaluation.every=5", "rounds=5")
+    summary = run_into(tmp_path, tiny(*LOCAL, *overrides))
+    assert summary["rounds"] == 1 and summary["accuracy"] is not None
+
+
+def test_who_failed_is_not_told_in_a_private_run(tmp_path: Path) -> None:
+    summary = run_into(tmp_path, tiny(*USER, *failing(raising=[5]), "rounds=1"))
+    assert summary["failures"]["first_reason"].startswith("a client in round 1")

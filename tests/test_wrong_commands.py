@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import hears_ctrl_c
 from hydra.core.global_hydra import GlobalHydra
 
 from fedsim.__main__ import main
@@ -297,7 +298,8 @@ def process(folder: Path, arguments: str, **environment: str) -> subprocess.Pope
     wanted = {**os.environ, "PYTHONPATH": str(root), "HYDRA_FULL_ERROR": "0", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "fedsim", *shlex.split(arguments)],
-        cwd=folder, env=wanted, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=folder, env=wanted, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=hears_ctrl_c,
+        text=True,
     )  # fmt: skip
 
 

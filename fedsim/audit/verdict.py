@@ -75,7 +75,7 @@ def gaussian_bound(
     inside, outside = scores.pairs_in, scores.pairs_out
     mechanism, count = claim.mechanism, claim.releases
     if whole_run:  # a matrix mechanism is one Gaussian for the whole run; its score is one number a canary
-        inside, outside = scores.total[scores.included], scores.total[~scores.included]
+        inside, outside = scores.total[scores.times > 0], scores.total[scores.times == 0]
         mechanism, count = accounting.GaussianReleases(1.0, "none"), 1
     if min(len(inside), len(outside)) < LEAST_PAIRS:
         return None
@@ -103,6 +103,10 @@ def words(
         f"Whatever the noise may be: at least {shown(one.epsilon)}, from {one.correct} of {one.guesses} right guesses of who among "
         f"{canaries:,} canaries was in (arXiv 2305.08846); {shown(one.most)} is the most that this could have shown."
     )
+    if gaussian is None and one.most < claim.epsilon:
+        lines.append(
+            "This audit could not have failed: too few canaries took part; raise audit.canaries, rounds or sampler.cohort_size."
+        )
     if gaussian is not None:
         limit = f"at most {shown(gaussian.noise_multiplier)}" if gaussian.mu else "of no upper bound"
         lines.append(

@@ -18,8 +18,9 @@ from fedsim.types import FedsimError
 
 OUTSIDE = (
     "Measurements of the simulation are outside the guarantee and are not to be published with the model: the accuracy on "
-    "clients' held-out examples, clients.parquet, lineage.parquet, the counts of rounds.parquet, privacy_journal.jsonl (which "
-    "names who took part), and baselines/, which are trained without a mechanism."
+    "clients' held-out examples, failures and their reasons (in summary.json and report.html too), clients.parquet, "
+    "lineage.parquet, the counts of rounds.parquet, privacy_journal.jsonl (which names who took part), and baselines/, which are "
+    "trained without a mechanism."
 )
 
 
@@ -247,7 +248,8 @@ class Accounted(Booked):
 
     def plan(self) -> dict[str, Any]:
         """For all rounds."""
-        return {**self.describe(self.planned), "warnings": self.warnings}
+        none = ["the noise multiplier is 0, so no epsilon can be stated"] if self.noise_multiplier == 0 else []
+        return {**self.describe(self.planned), "warnings": [*self.warnings, *none]}
 
     def details(self) -> dict[str, Any]:
         """What privacy.json says beside the promise: sensitivity, denominator and the like."""

@@ -109,6 +109,11 @@ class DistributedSum(Accounted):
         self.aggregator: Aggregator | None = None
         self.given_up = 0
         self.device_noise: float | None = None
+        if part.dropout >= part.dropout_tolerance and part.dropout:
+            self.warnings.append(
+                f"privacy.dropout={part.dropout:g} is not below privacy.dropout_tolerance={part.dropout_tolerance:g}, so every "
+                "second round or more will be given up"
+            )
         if setting.sampling == "poisson":
             self.warnings.append(
                 "a Poisson cohort of one client shares masks with nobody: its own noise, then as large as promised, protects it"
@@ -234,8 +239,13 @@ class DistributedSum(Accounted):
             "granularity": step,
             "dropout_tolerance": self.part.dropout_tolerance,
             "rounds_given_up": self.given_up,
-            "rounds_are": "those begun: one that was given up released nothing, and is paid for all the same",
+            "rounds_paid_for": self.book.releases,
         }
+
+    def ledger(self) -> dict[str, Any]:
+        """See Accounted. A round that was given up released nothing, and is paid for all the same."""
+        found = super().ledger()
+        return found | {"rounds": found["rounds"] - self.given_up}
 
     def state(self) -> dict[str, Any]:
         """See Accounted; and the grid."""

@@ -147,6 +147,10 @@ class CentralSum(Accounted):
         noisy = on_server(self.transforms, total, round)
         return {name: array / self.denominator for name, array in noisy.items()}
 
+    def plan(self) -> dict[str, Any]:
+        """See Accounted; and the rate, without which epsilon cannot be computed again."""
+        return super().plan() | {"sampling_rate": min(1.0, self.denominator / self.setting.num_clients)}
+
     def refusal(self, arrays: Params) -> str | None:
         """A real node's update must be clipped already, by the norm that was broadcast."""
         update = [array for name, array in arrays.items() if name != UNCLIPPED]
@@ -158,6 +162,7 @@ class CentralSum(Accounted):
         """See Accounted."""
         return {
             "sampling": self.setting.sampling,
+            "sampling_rate": min(1.0, self.denominator / self.setting.num_clients),
             "clip_norm": self.clip.clip_norm,
             "sensitivity": self.clip.clip_norm * (2 if self.mechanism.adjacency == "replace-one" else 1),
             "denominator": self.denominator,
@@ -222,7 +227,7 @@ class CentralGaussian(CentralSum):
             )
         else:
             why = "sampler=fixed is accounted for replacing one client"
-        words = f"{why}: no smaller epsilon than {mine:.3g} may be claimed"
+        words = f"{why}: the plan spends {mine:.3g}"
         if fraction < 1:
             poisson = GaussianReleases(self.noise_multiplier, "poisson", rate=fraction)
             other = accounting.spend(poisson, self.setting.rounds, delta).epsilon
