@@ -20,7 +20,8 @@ def make_plan(parts: Parts) -> dict[str, Any]:
     if parts.algorithm.pools_data:
         examples = np.array([examples.sum()])
     steps = float(np.mean([parts.settings.steps(int(count)) for count in examples]))
-    total = encoded * cohort * server.rounds
+    encoded_up = flower.encoded_bytes(flower.exact_record(server.sent())) if server.protection.sums else encoded
+    client_rounds = cohort * server.rounds
     dataset = population.dataset
     return {
         "experiment": parts.name,
@@ -39,8 +40,8 @@ def make_plan(parts: Parts) -> dict[str, Any]:
         "steps_per_client_round": steps,
         "num_parameters": parts.num_parameters,
         **server.protection.plan(),
-        "bytes_up": int(total),
-        "bytes_down": int(total),
+        "bytes_up": int(encoded_up * client_rounds),
+        "bytes_down": int(encoded * client_rounds),
         "memory_mb": round(_memory_mb(parts, encoded), 1),
         "device": parts.device.type,
     }

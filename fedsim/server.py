@@ -143,19 +143,19 @@ class Server:
 
     def _refusal(self, reply: Message) -> str | None:
         """What is wrong with a real node's reply; None where nothing is."""
-        if reason := fault(reply, self._sent()):
+        if reason := fault(reply, self.sent()):
             return reason
         (record,) = reply.content.array_records.values()
         return self.protection.refusal(flower.from_record(record))
 
-    def _sent(self) -> Params:
+    def sent(self) -> Params:
         """Arrays in the shapes and types of what one client sends."""
         names = self.protection.moving.values() if self.protection.sums else self.state.arrays
         return self.protection.sent({name: self.state.arrays[name] for name in names})
 
     def _released(self, round: int, outcome: Outcome) -> Message:
         """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""
-        mean = self._audited(outcome.total(self._sent()), round)
+        mean = self._audited(outcome.total(self.sent()), round)
         own = self.state.arrays
         moved = {
             alias: (own[name].double() + mean[name].double()).to(flower.travels_as(own[name].dtype))

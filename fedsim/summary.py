@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.parts import Parts
+from fedsim.results.formats import at_least, at_most
 from fedsim.results.run import host, peak_memory_mb, versions
 from fedsim.rounds import Row
 
@@ -85,7 +86,7 @@ def closing_line(summary: dict[str, Any], path: Path) -> str:
     if summary["rounds"] < summary["rounds_asked"]:
         words[-2] += f" of {summary['rounds_asked']}, where its privacy budget or its clients' limits ended it"
     if summary["epsilon"] is not None:
-        words.append(f"epsilon {summary['epsilon']:.4g} at delta {summary['delta']:g}")
+        words.append(f"epsilon {at_most(summary['epsilon'])} at delta {summary['delta']:g}")
     if summary["noise_removed"]:
         words.append("no epsilon: the noise was removed on purpose")
     if audit := summary["audit"]:
@@ -97,7 +98,8 @@ def closing_line(summary: dict[str, Any], path: Path) -> str:
 
 
 def _audit_words(audit: dict[str, Any]) -> str:
-    claimed, observed = ("infinity" if audit[key] is None else f"{audit[key]:.3g}" for key in ("claimed", "observed"))
+    claimed = "infinity" if audit["claimed"] is None else at_most(audit["claimed"])
+    observed = "infinity" if audit["observed"] is None else at_least(audit["observed"])
     if audit["verdict"] == "FAIL":
         return f"AUDIT FAILED (claimed at most {claimed}, observed at least {observed}: no guarantee)"
     if audit["verdict"] == "PASS":

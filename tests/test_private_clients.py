@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsim import flower
 from fedsim.build import build
+from fedsim.experiment import run
 from fedsim.models.build import moving_arrays
 from fedsim.privacy.accounting import GaussianReleases, spend
 from fedsim.privacy.clipping import UNCLIPPED
@@ -351,3 +352,10 @@ def test_the_last_round_is_judged_where_limits_end_the_run(tmp_path: Path) -> No
 def test_who_failed_is_not_told_in_a_private_run(tmp_path: Path) -> None:
     summary = run_into(tmp_path, tiny(*USER, *failing(raising=[5]), "rounds=1"))
     assert summary["failures"]["first_reason"].startswith("a client in round 1")
+
+
+@pytest.mark.parametrize("unit", [USER, LOCAL, ("privacy=distributed", *USER[1:])])
+def test_the_plan_foretells_the_bytes(tmp_path: Path, unit: tuple[str, ...]) -> None:
+    plan = run(tiny(*unit, "dry_run=true", "rounds=1"), tmp_path / "plan")
+    summary = run_into(tmp_path / "run", tiny(*unit, "rounds=1"))
+    assert (plan["bytes_up"], plan["bytes_down"]) == (summary["bytes_up"], summary["bytes_down"])

@@ -76,6 +76,11 @@ class FollowedLeader(CentralSum):
         self.last = np.full(setting.num_clients, -setting.rounds, dtype=np.int64)
         self.shown, self.parted = 0, False
         self._check_supply()
+        if setting.sampling == "poisson":
+            self.warnings.append(
+                "sampler=poisson amplifies nothing where participation is limited and public, and its cohorts are smaller than "
+                "planned, since resting clients are left out; use sampler=fixed"
+            )
         self._check_budget(part.mechanism)
 
     def _matrix(self, part: UserPrivacy) -> dict[str, Any]:
