@@ -18,7 +18,7 @@ from fedsim.audit.inversion import InversionAudit, privatised, psnr, total_varia
 from fedsim.audit.pictures import draw_inversion
 from fedsim.privacy.base import Protection
 from fedsim.training import OBJECTIVES
-from fedsim.training.trainer import model_arrays
+from fedsim.training.arrays import model_arrays
 from fedsim.types import FedsimError
 
 

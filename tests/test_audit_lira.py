@@ -24,7 +24,7 @@ from fedsim.privacy.base import Protection
 from fedsim.subject import subject_of
 from fedsim.training import OBJECTIVES, ClientHalf, LocalTraining, Trainer
 from fedsim.training.dpsgd import PrivateSteps
-from fedsim.training.trainer import model_arrays
+from fedsim.training.arrays import model_arrays
 from fedsim.types import FedsimError, Params
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from fedsim import models
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.models.build import build_model, load_initial_weights, mixing_layers, refuse_mixing
-from fedsim.training.trainer import model_arrays
+from fedsim.training.arrays import model_arrays
 from fedsim.types import FedsimError
 
 IMAGE, COLOUR = (1, 28, 28), (3, 32, 32)

@@ -248,7 +248,7 @@ def test_a_run_stopped_in_its_baselines_goes_on_with_them(tmp_path: Path) -> Non
 
 
 def test_batches_are_drawn_as_before_where_nothing_is_left_out() -> None:
-    from fedsim.training.trainer import batches
+    from fedsim.training.updates import batches
 
     settings = LocalTraining(epochs=1, batch_size=4)
     drawn = [batches(9, settings, generator(0, 1, 2, "batches"), smallest) for smallest in (1, 2)]

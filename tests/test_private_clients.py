@@ -25,7 +25,7 @@ from fedsim.privacy.accounting import GaussianReleases, spend
 from fedsim.privacy.clipping import UNCLIPPED
 from fedsim.rounds import Outcome, fault
 from fedsim.samplers import PoissonSampler
-from fedsim.training.trainer import model_arrays
+from fedsim.training.arrays import model_arrays
 from fedsim.types import FedsimError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -18,7 +18,8 @@ from fedsim.algorithms.qfedavg import ReportsReceivedLoss
 from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, LocalTraining, Trainer
 from fedsim.training.evaluation import predict
 from fedsim.training.steps import SGD, clip_gradients
-from fedsim.training.trainer import batches, model_arrays
+from fedsim.training.arrays import model_arrays
+from fedsim.training.updates import batches
 from fedsim.types import ClientData, Params
 
 

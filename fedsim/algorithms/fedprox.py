@@ -14,6 +14,8 @@ from fedsim.training import ClientHalf
 class Proximal(ClientHalf):
     """Adds mu / 2 ||w - w_t||^2 to the local loss (equation 2), as its gradient mu (w - w_t)."""
 
+    elementwise = True
+
     def __init__(self, mu: float) -> None:
         self.mu = mu
 

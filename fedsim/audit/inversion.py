@@ -18,7 +18,7 @@ from fedsim import rng
 from fedsim.audit.base import Audit, Subject
 from fedsim.audit.verdict import finite
 from fedsim.checks import require_int, require_number
-from fedsim.training.trainer import load_arrays
+from fedsim.training.arrays import load_arrays
 from fedsim.types import FedsimError, Params
 
 if TYPE_CHECKING:

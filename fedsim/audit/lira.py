@@ -21,7 +21,9 @@ from fedsim import rng
 from fedsim.audit.base import Audit, Subject, Train
 from fedsim.audit.verdict import finite, shown
 from fedsim.checks import require_int
-from fedsim.training.trainer import ClientFailure, Trainer, load_arrays, model_arrays
+from fedsim.training.arrays import load_arrays, model_arrays
+from fedsim.training.trainer import Trainer
+from fedsim.training.updates import ClientFailure
 from fedsim.types import ClientData, FedsimError, Params
 
 if TYPE_CHECKING:

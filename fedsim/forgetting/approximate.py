@@ -21,7 +21,8 @@ from fedsim.forgetting.source import Source
 from fedsim.results.files import read_arrays
 from fedsim.session import Session
 from fedsim.training.ascent import Ascent, Climbed, climb, distance, reference_model, trainable
-from fedsim.training.trainer import ClientFailure, model_arrays
+from fedsim.training.arrays import model_arrays
+from fedsim.training.updates import ClientFailure
 from fedsim.types import ClientData, FedsimError, Params
 
 RANDOM_MODELS = 10
@@ -121,7 +122,9 @@ def _train_on(source: Source, folder: Path, name: str, arrays: Params, rounds: i
     own = model_arrays(parts.model)
     arrays = {n: arrays[n].detach().cpu().to(own[n].dtype) for n in own}
     parts.server.state = dataclasses.replace(parts.server.state, arrays=arrays, round=source.rounds)
-    session = Session(parts, folder, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep)
+    session = Session(
+        parts, folder, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep, cfg.checkpoint.states_mb
+    )
     facts = {key: source.summary[key] for key in ("command", "strategy", "model", "partition")}
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return session.run(config, facts | {"baselines": {}})

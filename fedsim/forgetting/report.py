@@ -137,7 +137,7 @@ def _compare(
     arrays = {name: final_arrays(folder, parts.device) for name, (folder, _, _) in found.items()}
     return {
         name: {
-            **judge(parts.model, arrays[name], parts.population, held, parts.server.plan.batch_size),
+            **judge(parts.model, arrays[name], parts.population, held, parts.server.judge.batch_size),
             "distance_from_exact": gap(arrays[name], arrays["exact"]) if exact else None,
             "client_rounds": client_rounds,
             "seconds": took,

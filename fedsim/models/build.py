@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.data.dataset import Dataset
-from fedsim.training.trainer import all_finite, load_arrays, model_arrays
+from fedsim.training.arrays import all_finite, load_arrays, model_arrays
 from fedsim.types import FedsimError, Params
 
 MIXING_LAYERS = (nn.modules.batchnorm._BatchNorm,)
@@ -51,7 +51,7 @@ def moving_arrays(model: nn.Module) -> dict[str, str]:
 
 def made_up_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
     """x (size, ...) and y (size, ...) in the dataset's shapes and types and of no value of its own: a plan reads none."""
-    one = dataset.preprocess(dataset.train.x[:1])
+    one = dataset.preprocess(dataset.one_row[0])
     draw = rng.generator(0, 0, rng.SERVER, "made-up batch")
     if one.is_floating_point():
         x = torch.randn(size, *one.shape[1:], generator=draw).to(one.dtype)
@@ -59,7 +59,7 @@ def made_up_batch(dataset: Dataset, size: int) -> tuple[Tensor, Tensor]:
         x = torch.randint(2, (size, *one.shape[1:]), generator=draw).to(one.dtype)
     if dataset.task == "regression":
         return x, torch.randn(size, generator=draw)
-    return x, torch.randint(dataset.num_outputs, (size, *dataset.train.y.shape[1:]), generator=draw)
+    return x, torch.randint(dataset.num_outputs, (size, *dataset.one_row[1].shape[1:]), generator=draw)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from fedsim.results.formats import DASH, count_text, duration, known, number_tex
 from fedsim.results.membership import loss_attack
 from fedsim.results.pictures.style import BLUE, GREY, ORANGE, STYLE, figure_of
 from fedsim.training.evaluation import Predictions, finite_or_none, metrics_of, predict
-from fedsim.training.trainer import load_arrays
+from fedsim.training.arrays import load_arrays
 from fedsim.types import ClientData, Params
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.objectives import OBJECTIVES, Objective
 from fedsim.training.settings import LocalTraining
-from fedsim.training.trainer import ClientFailure, ClientUpdate, Trainer
+from fedsim.training.trainer import Trainer
+from fedsim.training.updates import ClientFailure, ClientUpdate
 
 __all__ = [
     "OBJECTIVES",

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.checks import require_int, require_number
+from fedsim.training.arrays import all_finite, load_arrays, model_arrays
 from fedsim.training.evaluation import predict
 from fedsim.training.objectives import Objective
-from fedsim.training.trainer import all_finite, load_arrays, model_arrays
 from fedsim.types import ClientData, FedsimError, Params
 
 

@@ -29,7 +29,13 @@ class Device(NamedTuple):
 
 
 class ClientHalf:
-    """FedAvg's client half (arXiv 1602.05629): start from the server's arrays, follow the plain gradient, keep nothing."""
+    """FedAvg's client half (arXiv 1602.05629): start from the server's arrays, follow the plain gradient, keep nothing.
+
+    Where clients train in lockstep each has a shallow copy of the half to itself. elementwise: `correct` treats every number by
+    itself and looks at nothing but its arguments, so that it may be given the arrays of many clients at once, one a row.
+    """
+
+    elementwise: bool = False
 
     def initial(self, received: Params, state: Params) -> Params:
         """The arrays that local training starts from, and that evaluation on this device uses."""

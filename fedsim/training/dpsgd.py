@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fedsim.training.arrays import trained_weights
 from fedsim.training.layer_gradients import Gradients
 from fedsim.training.objectives import Objective
 from fedsim.training.per_example import NOT_FINITE, WAYS, PerExample
@@ -100,25 +101,16 @@ class Batch(NamedTuple):
     step: int
 
 
-class PrivateSteps:
-    """One client's steps of one round. Inside `with`, `batches` gives the batches and `gradients` a batch's noisy mean.
+class PrivateClient:
+    """What one client draws and keeps in one round: its batches, its noise, its clipping norm.
 
-    way: one of WAYS. state: what the client kept on its device.
+    num_trained: numbers in the weights that training changes. state: what the client kept on its device.
     """
 
     def __init__(
-        self,
-        rule: DPSGD,
-        way: str,
-        model: nn.Module,
-        objective: Objective,
-        settings: LocalTraining,
-        data: ClientData,
-        state: Params,
-        round: int,
+        self, rule: DPSGD, num_trained: int, settings: LocalTraining, data: ClientData, state: Params, round: int
     ) -> None:
-        self.rule, self.model, self.data, self.round = rule, model, data, round
-        self.weights: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
+        self.rule, self.num_trained, self.data, self.round = rule, num_trained, data, round
         self.steps = settings.steps(len(data.x))
         self.expected_batch = expected_batch(settings, len(data.x))
         self.rate = self.expected_batch / len(data.x)
@@ -127,48 +119,19 @@ class PrivateSteps:
         if rule.clipping == "adaptive":
             self.count_std = rule.count_std(self.noise_multiplier, self.expected_batch)
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_std)
-        self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // sum(weight.numel() for weight in self.weights)))
-        self._contexts = ExitStack()
-        self._open = (WAYS[way](model, objective), unchanged(model, weights=False))
-        self._per_example: PerExample
 
-    def __enter__(self) -> PrivateSteps:
-        gradients, others = self._open
-        self._contexts.enter_context(others)
-        self._per_example = self._contexts.enter_context(gradients)
-        return self
+    def rows(self, step: int) -> Tensor:
+        """Row numbers of a Poisson batch: each example is in it with chance `rate`, whatever the others."""
+        chances = self.rule.chances(len(self.data.x), self.round, self.data.client, f"dp-sgd batch {step}")
+        return (chances < self.rate).nonzero().flatten()
 
-    def __exit__(self, *error: object) -> None:
-        self._contexts.__exit__(*error)  # type: ignore[arg-type]
-
-    def batches(self) -> Iterator[Batch]:
-        """Poisson batches: each example is in each with chance `rate`, whatever the others."""
-        for step in range(self.steps):
-            chances = self.rule.chances(len(self.data.x), self.round, self.data.client, f"dp-sgd batch {step}")
-            yield Batch((chances < self.rate).nonzero().flatten().to(self.data.x.device), step)
-
-    def gradients(self, batch: Batch) -> list[Tensor]:
-        """The noisy sum of clipped gradients over the expected batch, in the order of the weights."""
-        sizes = [weight.numel() for weight in self.weights]
+    def noise(self, step: int) -> Tensor:
+        """(num_trained,) of a step, on the CPU."""
         std = self.noise_multiplier * self.clip_norm
-        noise = self.rule.noise(sum(sizes), std, self.round, self.data.client, f"dp-sgd noise {batch.step}")
-        total = noise.to(self.weights[0])
-        pieces = [piece.view_as(weight) for piece, weight in zip(total.split(sizes), self.weights, strict=True)]
-        unclipped = torch.zeros((), device=total.device)
-        for rows in batch.rows.split(self.most_rows) if len(batch.rows) else ():
-            with unchanged(self.model, others=False):
-                given = self._per_example(self.data.x[rows], self.data.y[rows])
-            factors = clip_factors(given, len(rows), self.clip_norm, self.rule.clipping)
-            for gradients, piece, factor in zip(given, pieces, factors, strict=True):
-                gradients.add_to(piece, factor)
-            unclipped += (factors[0] == 1).sum()
-        total /= self.expected_batch
-        if self.rule.clipping == "adaptive":
-            self._adapt(float(unclipped) - len(batch.rows) / 2, batch.step)
-        return pieces
+        return self.rule.noise(self.num_trained, std, self.round, self.data.client, f"dp-sgd noise {step}")
 
-    def _adapt(self, centred_count: float, step: int) -> None:
-        """Move the norm towards the quantile.
+    def adapt(self, centred_count: float, step: int) -> None:
+        """Move an adaptive norm towards the quantile.
 
         An unclipped example counts 1/2 and a clipped one -1/2, so that one example moves the count by no more than 1/2.
         """
@@ -183,6 +146,64 @@ class PrivateSteps:
     def keeps(self) -> Params:
         """What stays on the device until the client takes part again."""
         return {KEPT: torch.tensor(self.clip_norm)} if self.rule.clipping == "adaptive" else {}
+
+
+class PrivateSteps(PrivateClient):
+    """One client's steps of one round. Inside `with`, `batches` gives the batches and `gradients` a batch's noisy mean.
+
+    way: one of WAYS.
+    """
+
+    def __init__(
+        self,
+        rule: DPSGD,
+        way: str,
+        model: nn.Module,
+        objective: Objective,
+        settings: LocalTraining,
+        data: ClientData,
+        state: Params,
+        round: int,
+    ) -> None:
+        self.model = model
+        self.weights = trained_weights(model)
+        super().__init__(rule, sum(weight.numel() for weight in self.weights), settings, data, state, round)
+        self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // self.num_trained))
+        self._contexts = ExitStack()
+        self._open = (WAYS[way](model, objective), unchanged(model, weights=False))
+        self._per_example: PerExample
+
+    def __enter__(self) -> PrivateSteps:
+        gradients, others = self._open
+        self._contexts.enter_context(others)
+        self._per_example = self._contexts.enter_context(gradients)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._contexts.__exit__(*error)  # type: ignore[arg-type]
+
+    def batches(self) -> Iterator[Batch]:
+        """The round's Poisson batches."""
+        for step in range(self.steps):
+            yield Batch(self.rows(step).to(self.data.x.device), step)
+
+    def gradients(self, batch: Batch) -> list[Tensor]:
+        """The noisy sum of clipped gradients over the expected batch, in the order of the weights."""
+        total = self.noise(batch.step).to(self.weights[0])
+        sizes = [weight.numel() for weight in self.weights]
+        pieces = [piece.view_as(weight) for piece, weight in zip(total.split(sizes), self.weights, strict=True)]
+        unclipped = torch.zeros((), device=total.device)
+        for rows in batch.rows.split(self.most_rows) if len(batch.rows) else ():
+            with unchanged(self.model, others=False):
+                given = self._per_example(self.data.x[rows], self.data.y[rows])
+            factors = clip_factors(given, len(rows), self.clip_norm, self.rule.clipping)
+            for gradients, piece, factor in zip(given, pieces, factors, strict=True):
+                gradients.add_to(piece, factor)
+            unclipped += (factors[0] == 1).sum()
+        total /= self.expected_batch
+        if self.rule.clipping == "adaptive":
+            self.adapt(float(unclipped) - len(batch.rows) / 2, batch.step)
+        return pieces
 
 
 def clip_factors(given: list[Gradients], examples: int, clip_norm: float, clipping: str) -> Tensor:

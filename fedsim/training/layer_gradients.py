@@ -28,6 +28,9 @@ class Gradients(Protocol):
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         """Add the sum over examples, weighted by (b,) `weights`, to `total`, which has the parameter's shape."""
 
+    def add_each_to(self, totals: Tensor, weights: Tensor) -> None:
+        """As `add_to` for the rows of k clients, one after the other. totals: (k, *shape). weights: (k, b)."""
+
 
 @dataclass(frozen=True)
 class Stacked:
@@ -42,6 +45,11 @@ class Stacked:
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         """See Gradients."""
         total.view(-1).addmv_(self.rows.flatten(1).t(), weights)
+
+    def add_each_to(self, totals: Tensor, weights: Tensor) -> None:
+        """See Gradients."""
+        rows = self.rows.reshape(*weights.shape, -1)  # (k, b, numbers)
+        totals += torch.bmm(weights[:, None], rows).view_as(totals)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,11 @@ class Outer:
     def add_to(self, total: Tensor, weights: Tensor) -> None:
         """See Gradients."""
         total.addmm_((self.outputs * weights[:, None]).t(), self.inputs)
+
+    def add_each_to(self, totals: Tensor, weights: Tensor) -> None:
+        """See Gradients."""
+        outputs = (self.outputs * weights.reshape(-1, 1)).view(*weights.shape, -1)  # (k, b, out)
+        totals.baddbmm_(outputs.mT, self.inputs.reshape(*weights.shape, -1))
 
 
 Rule = Callable[..., dict[str, Gradients]]

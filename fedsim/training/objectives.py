@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,3 +34,35 @@ OBJECTIVES: dict[str, Objective] = {
     "next_token": next_token,
     "regression": regression,
 }
+
+
+ONE_TARGET = (classification, regression)
+"""Objectives whose batch mean weighs examples alike, since each example is one target."""
+
+
+def client_losses(objective: Objective, outputs: Tensor, y: Tensor, clients: int, sizes: list[int]) -> Tensor:
+    """(clients,) the objective of each client's own batch, where batches lie one after the other.
+
+    outputs, y: (clients * b, ...). sizes: the first so many rows of each client's b count, the others fill up.
+    """
+    losses = row_losses(objective, outputs, y).view(clients, len(y) // clients, -1)  # (clients, b, targets)
+    full = min(sizes) == losses.shape[1]
+    if full and objective in ONE_TARGET:
+        return losses.mean((1, 2))
+    known = (
+        torch.ones_like(losses, dtype=torch.bool) if objective is regression else (y != IGNORED_TARGET).view_as(losses)
+    )
+    if not full:
+        places = torch.arange(losses.shape[1], device=y.device)
+        known = known & (places < torch.tensor(sizes, device=y.device)[:, None])[..., None]
+    return torch.where(known, losses, 0).sum((1, 2)) / known.sum((1, 2))
+
+
+def row_losses(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
+    """The loss of every target, in the shape of y; 0 where a target is IGNORED_TARGET. Raises KeyError for other objectives."""
+    if objective is regression:
+        return F.mse_loss(outputs.squeeze(-1), y, reduction="none")
+    if objective not in (classification, next_token):
+        raise KeyError(objective)
+    flat = outputs.flatten(0, -2) if objective is next_token else outputs
+    return F.cross_entropy(flat, y.flatten(), ignore_index=IGNORED_TARGET, reduction="none").view_as(y)

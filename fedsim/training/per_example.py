@@ -15,12 +15,9 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Stacked, own_layers
-from fedsim.training.objectives import Objective, classification, regression
+from fedsim.training.objectives import ONE_TARGET, Objective
 from fedsim.training.unchanged import refuse_max_norm, unchanged
 from fedsim.types import FedsimError, MissingPackageError
-
-ONE_TARGET = (classification, regression)
-"""Objectives whose batch mean weighs examples alike, since each example is one target."""
 
 NOT_FINITE = (
     "an example's gradient is NaN or Inf, which no clipping bounds, so that nothing of this client may be sent; "

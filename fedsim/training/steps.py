@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedsim.training.settings import LocalTraining
+from fedsim.training.stand_ins import NoStandIn
+
+if TYPE_CHECKING:
+    from fedsim.training.stack import Copies
 
 Step = Callable[[list[Tensor], list[Tensor]], None]
 """(weights, gradients) -> None, changing the weights in place."""
@@ -21,6 +26,36 @@ def make_step(settings: LocalTraining, weights: list[Tensor], lr: float) -> Step
 
     def step(weights: list[Tensor], gradients: list[Tensor]) -> None:
         for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+ELEMENTWISE = (
+    *(torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax),
+    *(torch.optim.Adagrad, torch.optim.Adadelta, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.ASGD),
+)
+"""Optimisers that treat every number by itself, so that stacked weights are stepped as each client's would be."""
+
+
+def make_stacked_step(settings: LocalTraining, copies: Copies, lr: float) -> Step:
+    """As `make_step`, for the stacked weights of clients that train in lockstep.
+
+    An optimiser of torch's steps all rows, those left behind too: what they should keep must be copied before. Raises
+    NoStandIn where the optimiser is not one of ELEMENTWISE.
+    """
+    everything = [copies.arrays[name].detach().requires_grad_() for name in copies.trained]
+    optimizer = settings.make_optimizer(everything, lr)
+    if optimizer is None:
+        return SGD(lr, settings.momentum, settings.weight_decay)
+    if type(optimizer) not in ELEMENTWISE:
+        raise NoStandIn(f"the optimiser {type(optimizer).__name__} may look at a client's weights as a whole")
+
+    def step(weights: list[Tensor], gradients: list[Tensor]) -> None:
+        for weight, gradient in zip(everything, gradients, strict=True):
+            if len(gradient) < len(weight):
+                gradient = torch.cat([gradient, gradient.new_zeros(len(weight) - len(gradient), *gradient.shape[1:])])
             weight.grad = gradient
         optimizer.step()
 
@@ -43,10 +78,19 @@ class SGD:
             if self.velocity is None:
                 self.velocity = [gradient.clone() for gradient in gradients]
             else:
+                self.velocity = [velocity[: len(g)] for velocity, g in zip(self.velocity, gradients, strict=True)]
                 torch._foreach_mul_(self.velocity, self.momentum)
                 torch._foreach_add_(self.velocity, gradients)
             gradients = self.velocity
         torch._foreach_add_(weights, gradients, alpha=-self.lr)
+
+
+def clip_each(gradients: list[Tensor], max_norm: float) -> None:
+    """As `clip_gradients`, for stacked gradients (k, ...): each client's own to `max_norm`."""
+    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])  # (parameters, k)
+    factors = (max_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def clip_gradients(gradients: list[Tensor], max_norm: float) -> None:

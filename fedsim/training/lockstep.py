@@ -1,0 +1,336 @@
+"""Training of many clients in lockstep: their steps are made together, each on its own weights, data and draws.
+
+What a client draws (its batches, its dropout, its noise) is what it would draw alone, so that the width changes rounding and
+nothing else. Clients are sorted by the number of their steps, and those that are done are left behind: no step is made in
+vain. Where batches are of different size the shorter ones are filled up with rows that count for nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from fedsim import rng
+from fedsim.training.arrays import distinct, load_arrays
+from fedsim.training.client_half import ClientHalf, Device
+from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
+from fedsim.training.objectives import IGNORED_TARGET, Objective, client_losses
+from fedsim.training.private_lockstep import private_gradients
+from fedsim.training.settings import LocalTraining
+from fedsim.training.stack import Copies, Stack, fusible
+from fedsim.training.steps import SGD, clip_each, make_stacked_step
+from fedsim.training.updates import (
+    ClientFailure,
+    ClientUpdate,
+    batches,
+    check_metrics,
+    no_batch,
+    not_finite,
+)
+from fedsim.types import ClientData, FedsimError, Params
+
+
+@dataclass
+class Member:
+    """One client of a group. rows: of each of its steps (plain training). private: what it draws under DP-SGD."""
+
+    place: int
+    data: ClientData
+    half: ClientHalf
+    device: Device
+    initial: Params
+    metrics: dict[str, float]
+    generator: torch.Generator
+    rows: list[Tensor]
+    private: PrivateClient | None
+
+    @property
+    def steps(self) -> int:
+        """In this round."""
+        return len(self.rows) if self.private is None else self.private.steps
+
+
+class Lockstep:
+    """Trains groups of clients on the copies of one model.
+
+    model: is loaded only for client halves that look at it.
+    """
+
+    def __init__(
+        self,
+        copies: Copies,
+        model: nn.Module,
+        objective: Objective,
+        settings: LocalTraining,
+        client_half: ClientHalf,
+        seed: int,
+        smallest_batch: int,
+        local_steps: DPSGD | None,
+    ) -> None:
+        self.copies, self.model, self.objective, self.settings = copies, model, objective, settings
+        self.client_half, self.seed, self.smallest_batch = client_half, seed, smallest_batch
+        self.local_steps = local_steps
+        own = type(client_half)
+        self.begins, self.corrects = own.begin is not ClientHalf.begin, own.correct is not ClientHalf.correct
+        self.finishes = own.finish is not ClientHalf.finish
+        plain = settings.optimizer is None and not settings.momentum and settings.max_grad_norm is None
+        self.fused: dict[str, list[str]] = {}
+        if isinstance(copies, Stack):
+            if plain and not self.corrects and local_steps is None and not copies.compiled and copies.exact:
+                self.fused = fusible(copies)
+            private = local_steps is not None
+            copies.captures = lambda name, layer: private or name in self.fused
+        self._written = [name for name in copies.trained if name not in {n for own in self.fused.values() for n in own}]
+
+    def train(
+        self,
+        received: Params,
+        clients: Sequence[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+    ) -> list[ClientUpdate | ClientFailure]:
+        """Train the clients, at most the copies' width; one result each, in the order given.
+
+        Updates' arrays hold until the next call. What a client raises before its steps is its failure; what the steps raise may
+        be of any, and is raised where there is more than one.
+        """
+        results: dict[int, ClientUpdate | ClientFailure] = {}
+        members: list[Member] = []
+        for place, client in enumerate(clients):
+            try:
+                members.append(self._member(place, received, data_of(client), state_of(client), round))
+            except Exception as error:  # whatever a device's own code raises must not end the round for the others
+                results[place] = ClientFailure.of(client, error)
+        if members:
+            members.sort(key=lambda member: -member.steps)
+            try:
+                found = self._fit(members, round)
+            except Exception as error:
+                if len(clients) > 1:
+                    raise
+                found = [ClientFailure.of(clients[0], error)]
+            for member, result in zip(members, found, strict=True):
+                results[member.place] = result
+        return [results[place] for place in range(len(clients))]
+
+    def _member(self, place: int, received: Params, data: ClientData, state: Params, round: int) -> Member:
+        if len(data.x) == 0:
+            raise FedsimError("it has no training examples")
+        half = copy.copy(self.client_half) if self.begins or self.corrects or self.finishes else self.client_half
+        kept = {name: array for name, array in state.items() if name != KEPT} if state else state
+        initial = half.initial(received, kept)
+        device = Device(self.model, self.objective, data, received, kept)
+        metrics, generator = self._begin(half, device, initial, round)
+        rows, private = [], None
+        if self.local_steps is not None:
+            check_metrics(metrics)
+            private = PrivateClient(self.local_steps, self.copies.num_trained, self.settings, data, state, round)
+        else:
+            rows = self._rows(data, round)
+        return Member(place, data, half, device, initial, metrics, generator, rows, private)
+
+    def _begin(
+        self, half: ClientHalf, device: Device, initial: Params, round: int
+    ) -> tuple[dict[str, float], torch.Generator]:
+        """The half's metrics, and what the client's random layers draw from afterwards."""
+        client = device.data.client
+        if not self.begins:
+            number = rng.derive_seed(self.seed, round, client, "model")
+            return {}, torch.Generator(device.data.x.device).manual_seed(number)
+        load_arrays(self.model, initial)
+        self.model.train()
+        with rng.seeded_globally(self.seed, round, client, "model"):
+            metrics = half.begin(device)
+            generator = torch.Generator(device.data.x.device)
+            if generator.device.type == "cpu":
+                generator.set_state(torch.get_rng_state())
+            else:
+                generator.set_state(torch.cuda.get_rng_state(generator.device))
+        return metrics, generator
+
+    def _rows(self, data: ClientData, round: int) -> list[Tensor]:
+        generator = rng.generator(self.seed, round, data.client, "batches")
+        drawn = batches(len(data.x), self.settings, generator, self.smallest_batch)
+        rows = [torch.arange(len(data.x)) if one is None else one for one in drawn]
+        if not rows:
+            raise no_batch(len(data.x), self.smallest_batch)
+        return rows
+
+    def _fit(self, members: list[Member], round: int) -> list[ClientUpdate | ClientFailure]:
+        """Run the round's steps for members in the order of their steps, most first; a result for each."""
+        copies, lr = self.copies, self.settings.lr_in(round)
+        copies.load([member.initial for member in members])
+        copies.generators = [member.generator for member in members]
+        group = Group(members, self.objective)
+        copies.narrow(len(members))
+        anchors = [weight.detach().clone() for weight in copies.weights()] if self.corrects else []
+        step = make_stacked_step(self.settings, copies, lr)
+        bad = torch.zeros(len(members), dtype=torch.bool, device=group.x.device)
+        done: list[Params | None] = [None] * len(members)  # of those that are left behind, where a step moves all rows
+        for number in range(members[0].steps):
+            while members[copies.active - 1].steps == number:
+                if not isinstance(step, SGD):
+                    done[copies.active - 1] = copies.client(copies.active - 1, clone=True)
+                copies.narrow(copies.active - 1)
+            active = copies.active
+            x, y = group.batch(number, active)
+            copies.sizes = group.sizes(number, active)
+            if self.fused:
+                self._fused_step(group, x, y, lr)
+                continue
+            if self.local_steps is None:
+                gradients = self._gradients(group, x, y)
+            else:
+                private = [member.private for member in members[:active]]
+                gradients = private_gradients(copies, self.objective, private, x, y, number, bad[:active])  # type: ignore[arg-type]
+            if self.corrects:
+                self._correct(members[:active], gradients, copies.weights(), [anchor[:active] for anchor in anchors])
+            if self.settings.max_grad_norm is not None:
+                clip_each(gradients, self.settings.max_grad_norm)
+            step(copies.weights(), gradients)
+        return self._results(members, group, bad, done, lr)
+
+    def _gradients(self, group: Group, x: Tensor, y: Tensor) -> list[Tensor]:
+        """(k, ...) of each client's own mean loss, in the order of the weights."""
+        losses = self._losses(group, x, y)
+        return distinct(torch.autograd.grad(losses.sum(), self.copies.weights(), materialize_grads=True))
+
+    def _losses(self, group: Group, x: Tensor, y: Tensor) -> Tensor:
+        copies = self.copies
+        with copies.precision(x.device):
+            losses = client_losses(self.objective, copies(x), y, copies.active, copies.sizes)
+        group.count(losses.detach(), copies.sizes)
+        return losses
+
+    def _fused_step(self, group: Group, x: Tensor, y: Tensor, lr: float) -> None:
+        """A step of plain SGD in which a dense layer's gradient g a^T goes into its weights as it is computed."""
+        copies, decay = self.copies, 1 - lr * self.settings.weight_decay
+        losses = self._losses(group, x, y)
+        calls = copies.calls
+        others = [copies.weight(name) for name in self._written]
+        wanted: list[Any] = [*(call.edge for call in calls), *others]
+        given = torch.autograd.grad(losses.sum(), wanted, allow_unused=True)
+        with torch.no_grad():
+            if decay != 1:
+                torch._foreach_mul_(copies.weights(), decay)
+            for call, gradient in zip(calls, given, strict=False):
+                if gradient is None:
+                    continue
+                weight, *bias = (copies.weight(name) for name in self.fused[call.name])
+                g = gradient.reshape(copies.active, -1, gradient.shape[-1])
+                weight.baddbmm_(g.mT, call.inputs.reshape(copies.active, g.shape[1], -1), alpha=-lr)
+                for one in bias:
+                    one.sub_(g.sum(1), alpha=lr)
+            found = [(w, g) for w, g in zip(others, given[len(calls) :], strict=True) if g is not None]
+            if found:
+                torch._foreach_add_([w for w, _ in found], [g for _, g in found], alpha=-lr)
+        calls.clear()
+
+    def _correct(
+        self, members: list[Member], gradients: list[Tensor], weights: list[Tensor], anchors: list[Tensor]
+    ) -> None:
+        """The client halves' corrections: all at once where the half says that it works element by element."""
+        if self.client_half.elementwise:
+            self.client_half.correct(gradients, weights, anchors)
+            return
+        for row, member in enumerate(members):
+            member.half.correct([g[row] for g in gradients], [w[row] for w in weights], [a[row] for a in anchors])
+
+    def _results(
+        self, members: list[Member], group: Group, bad: Tensor, done: list[Params | None], lr: float
+    ) -> list[ClientUpdate | ClientFailure]:
+        finite = (self.copies.finite(len(members)) & ~bad).tolist()  # the one synchronisation of a group
+        metrics = [{}] * len(members) if self.local_steps is not None else group.train_losses()
+        results: list[ClientUpdate | ClientFailure] = []
+        for row, member in enumerate(members):
+            arrays = done[row] or self.copies.client(row)
+            if not finite[row]:
+                results.append(ClientFailure(member.data.client, str(not_finite(member.steps, bool(bad[row])))))
+                continue
+            try:
+                state = self._finish(member, arrays, lr)
+            except Exception as error:
+                results.append(ClientFailure.of(member.data.client, error))
+                continue
+            both = {**metrics[row], **member.metrics}
+            results.append(ClientUpdate(member.data.client, arrays, len(member.data.x), member.steps, both, state))
+        return results
+
+    def _finish(self, member: Member, arrays: Params, lr: float) -> Params:
+        kept = {} if member.private is None else member.private.keeps()
+        if not self.finishes:
+            return kept
+        load_arrays(self.model, arrays)
+        return {**member.half.finish(member.device, member.steps, lr), **kept}
+
+
+class Group:
+    """The members' data as one, and the batches of their steps."""
+
+    def __init__(self, members: list[Member], objective: Objective) -> None:
+        self.members, self.objective = members, objective
+        one = len(members) == 1
+        self.x = members[0].data.x if one else torch.cat([member.data.x for member in members])
+        self.y = members[0].data.y if one else torch.cat([member.data.y for member in members])
+        ends = torch.tensor([len(member.data.x) for member in members]).cumsum(0)
+        self.offsets = [0, *ends.tolist()]
+        self.losses: list[Tensor] = []
+        self.rows: list[int] = []
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor, list[list[int]]]:
+        """(all steps, longest batch) row numbers, -1 where a batch is filled up; where each member's begin; batch sizes."""
+        rows = [one + offset for member, offset in zip(self.members, self.offsets, strict=False) for one in member.rows]
+        counts = torch.tensor([member.steps for member in self.members])
+        matrix = pad_sequence(rows, batch_first=True, padding_value=-1).to(self.x.device)
+        return matrix, (counts.cumsum(0) - counts).to(self.x.device), [[len(r) for r in m.rows] for m in self.members]
+
+    def sizes(self, number: int, active: int) -> list[int]:
+        """Rows that count in each active member's batch."""
+        if self.members[0].private is not None:
+            return [len(member.private.rows(number)) for member in self.members[:active]]  # type: ignore[union-attr]
+        return [sizes[number] for sizes in self._drawn[2][:active]]
+
+    def batch(self, number: int, active: int) -> tuple[Tensor, Tensor]:
+        """x, y: (active * b, ...) of step `number`; what fills up a batch has the target IGNORED_TARGET."""
+        sizes = self.sizes(number, active)
+        if self.members[0].private is not None:
+            drawn = [m.private.rows(number) + o for m, o in zip(self.members[:active], self.offsets, strict=False)]  # type: ignore[union-attr]
+            rows = pad_sequence(drawn, batch_first=True, padding_value=-1).to(self.x.device)
+        else:
+            matrix, starts, _ = self._drawn
+            rows = matrix[starts[:active] + number][:, : max(sizes)]
+        if min(sizes) == rows.shape[1]:
+            flat = rows.flatten()
+            return self.x.index_select(0, flat), self.y.index_select(0, flat)
+        # what fills up is a row of the client's own: one that is not finite must not reach the others
+        own = torch.tensor(self.offsets[:active], device=rows.device)[:, None]
+        filled, flat = (rows < 0).flatten(), torch.where(rows < 0, own, rows).flatten()
+        x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
+        if not y.is_floating_point():
+            y[filled] = IGNORED_TARGET
+        return x, y
+
+    def count(self, losses: Tensor, sizes: list[int]) -> None:
+        """Take note of losses (k,), which are means over so many rows; they stay on the device."""
+        self.losses.append(losses)
+        self.rows += sizes
+
+    def train_losses(self) -> list[dict[str, float]]:
+        """Each member's mean loss over the round's examples."""
+        totals, counts = [0.0] * len(self.members), [0] * len(self.members)
+        place = 0
+        for losses in torch.cat(self.losses).cpu().split([len(losses) for losses in self.losses]):
+            for row, loss in enumerate(losses.tolist()):
+                totals[row] += loss * self.rows[place]
+                counts[row] += self.rows[place]
+                place += 1
+        return [{"train_loss": total / count} for total, count in zip(totals, counts, strict=True)]

@@ -1,0 +1,82 @@
+"""DP-SGD for many clients at once: every example's gradient clipped, every client's own noise, one pass for all of them.
+
+The mathematics is that of `dpsgd.py`; a row of a layer's input is one example of one client, and sums are by client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.training.dpsgd import PrivateClient
+from fedsim.training.layer_gradients import RULES, Gradients, Stacked
+from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, row_losses
+from fedsim.training.stack import Stack
+
+
+def private_gradients(
+    stack: Stack, objective: Objective, clients: Sequence[PrivateClient], x: Tensor, y: Tensor, step: int, bad: Tensor
+) -> list[Tensor]:
+    """(k, ...) each client's noisy sum of clipped gradients over its expected batch, in the order of the weights.
+
+    x, y: (k * b, ...), of which `stack.sizes` count. bad: (k,) set where an example's gradient is not finite: nothing of that
+    client may be sent.
+    """
+    k, weights = stack.active, stack.weights()
+    rule = clients[0].rule
+    total = torch.stack([client.noise(step) for client in clients]).to(weights[0])  # (k, numbers)
+    sizes = [weight[0].numel() for weight in weights]
+    pieces = [piece.reshape(weight.shape) for piece, weight in zip(total.split(sizes, dim=1), weights, strict=True)]
+    if len(x):
+        given = _per_example(stack, objective, x, y)
+        places = torch.arange(len(x) // k, device=x.device)
+        counted = (places < torch.tensor(stack.sizes, device=x.device)[:, None]).flatten()  # (k * b,)
+        limits = total.new_tensor([client.clip_norm for client in clients]).repeat_interleave(len(x) // k)
+        factors = _clip_factors(given, limits, rule.clipping)
+        bad |= (~torch.isfinite(factors).all(0) & counted).view(k, -1).any(1)
+        unclipped = ((factors[0] == 1) & counted).view(k, -1).sum(1)
+        factors = torch.where(counted & torch.isfinite(factors), factors, 0)
+        for gradients, piece, factor in zip(given, pieces, factors, strict=True):
+            gradients.add_each_to(piece, factor.view(k, -1))
+    else:
+        unclipped = torch.zeros(k)
+    if rule.clipping == "adaptive":
+        for client, count, size in zip(clients, unclipped.tolist(), stack.sizes, strict=True):
+            client.adapt(count - size / 2, step)
+    expected = torch.tensor([float(client.expected_batch) for client in clients], device=total.device)
+    for piece in pieces:
+        piece /= expected.view(-1, *[1] * (piece.dim() - 1))
+    return pieces
+
+
+def _per_example(stack: Stack, objective: Objective, x: Tensor, y: Tensor) -> list[Gradients]:
+    """Of every row, a parameter at a time."""
+    losses = row_losses(objective, stack(x), y)
+    if objective is next_token:  # an example is a batch of one line: the mean over its targets
+        losses = losses.sum(1) / (y != IGNORED_TARGET).sum(1).clamp(min=1)
+    calls = list(stack.calls)
+    stack.calls.clear()
+    outputs = torch.autograd.grad(losses.sum(), [call.edge for call in calls], allow_unused=True)
+    found: dict[str, Gradients] = {}
+    for call, output in zip(calls, outputs, strict=True):
+        if output is not None:
+            dot = f"{call.name}." if call.name else ""
+            for key, gradients in RULES[type(call.layer)](call.layer, call.inputs, output).items():
+                found[f"{dot}{key}"] = gradients
+    return [
+        found.get(name) or Stacked(x.new_zeros(len(x), *stack.arrays[name].shape[1:], dtype=stack.arrays[name].dtype))
+        for name in stack.trained
+    ]
+
+
+def _clip_factors(given: list[Gradients], limits: Tensor, clipping: str) -> Tensor:
+    """(parameters, rows) by how much to multiply, as `dpsgd.clip_factors`; NaN where a gradient is not finite."""
+    squares = torch.stack([gradients.square_norms() for gradients in given])
+    if clipping == "per_layer":
+        norms, limits = squares.sqrt(), limits / len(given) ** 0.5
+    else:
+        norms = squares.sum(0).sqrt()
+    factors = (limits / (norms + 1e-6)).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.nan).expand_as(squares)

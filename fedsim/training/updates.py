@@ -1,0 +1,85 @@
+"""What comes of one client's training, and the batches that it makes its steps on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedsim.training.per_example import NOT_FINITE
+from fedsim.training.settings import LocalTraining
+from fedsim.types import FedsimError, Params
+
+
+class ClientUpdate(NamedTuple):
+    """What one client's training gave.
+
+    arrays: the trained arrays; they are the trainer's own and hold until the next update is asked for: use or copy them.
+    metrics: numbers to send, `train_loss` (mean over the round's examples) among them unless training is private. state: to
+    keep on the device.
+    """
+
+    client: int
+    arrays: Params
+    num_examples: int
+    num_steps: int
+    metrics: dict[str, float]
+    state: Params
+
+
+class ClientFailure(NamedTuple):
+    """A client that raised, or whose update is not finite; the round goes on without it."""
+
+    client: int
+    reason: str
+
+    @classmethod
+    def of(cls, client: int, error: Exception) -> ClientFailure:
+        """In the error's own words where they are fedsim's."""
+        own = isinstance(error, FedsimError)
+        return cls(client, str(error) if own else f"{type(error).__name__}: {error}")
+
+
+def batches(
+    num_examples: int, settings: LocalTraining, generator: torch.Generator, smallest: int = 1
+) -> Iterator[Tensor | None]:
+    """Row numbers of each step's batch: each epoch shuffled anew, the last batch short, and left out below `smallest`.
+
+    None stands for all rows.
+    """
+    remaining = settings.steps(num_examples)
+    for _ in range(settings.epochs):
+        if settings.batch_size is None or settings.batch_size >= num_examples:
+            chunks: Iterable[Tensor | None] = [None]
+        else:
+            chunks = torch.randperm(num_examples, generator=generator).split(settings.batch_size)
+        for rows in chunks:
+            if remaining == 0:
+                return
+            if (num_examples if rows is None else len(rows)) < smallest:
+                continue
+            remaining -= 1
+            yield rows
+
+
+def check_metrics(metrics: dict[str, float]) -> None:
+    """Refuse numbers beside the update of a client that trains by DP-SGD."""
+    if metrics:
+        raise FedsimError(
+            f"the strategy would send {', '.join(metrics)} beside the update, which DP-SGD does not cover; "
+            "use another strategy=..., or privacy=none"
+        )
+
+
+def no_batch(examples: int, smallest: int) -> FedsimError:
+    """A client too small for the model."""
+    return FedsimError(f"its {examples} examples make no batch of {smallest}, the least this model trains on")
+
+
+def not_finite(steps: int, gradient: bool = False) -> FedsimError:
+    """An update, or already an example's gradient, holds NaN or Inf."""
+    if gradient:
+        return FedsimError(NOT_FINITE)
+    return FedsimError(f"its update is not finite after {steps} steps; lower client.lr or set client.max_grad_norm")
