@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -20,6 +19,8 @@ from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
+from fedsim.grids.settings import GridSettings
+from fedsim.judging import Judge
 from fedsim.make import make, not_made
 from fedsim.models.build import (
     build_model,
@@ -36,10 +37,10 @@ from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler, FixedSampler, PoissonSampler, Sampler
 from fedsim.server import Server
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
-from fedsim.training.evaluation import metrics_of, predict
+from fedsim.training.arrays import model_arrays
+from fedsim.training.choose import choose_chunk_size, choose_execution
 from fedsim.training.per_example import choose
-from fedsim.training.trainer import load_arrays, model_arrays
-from fedsim.types import FedsimError, Params
+from fedsim.types import FedsimError
 
 
 def check_top_level(cfg: DictConfig) -> None:
@@ -62,6 +63,7 @@ def check_top_level(cfg: DictConfig) -> None:
     require_int("rounds", cfg.rounds, low=1)
     require_int("checkpoint.every", cfg.checkpoint.every, low=1)
     require_int("checkpoint.keep", cfg.checkpoint.keep, low=1)
+    require_number("checkpoint.states_mb", cfg.checkpoint.states_mb, low=0)
     for key in ("dry_run", "init.partial"):
         if not isinstance(OmegaConf.select(cfg, key), bool):
             raise FedsimError(f"{key}={shown(OmegaConf.select(cfg, key))} is neither true nor false; give one of them")
@@ -77,7 +79,9 @@ def build(cfg: DictConfig) -> Parts:
     sampler = AllSampler() if algorithm.pools_data else make(cfg.sampler, "sampler")
     evaluation: EvaluationPlan = make(cfg.evaluation, "evaluation")
     privacy, audit, logger = make_privacy(cfg), make(cfg.audit, "audit"), make(cfg.logger, "logger")
-    grid = make(cfg.grid, "grid")
+    grid: GridSettings = make(cfg.grid, "grid")
+    if not cfg.dry_run:
+        grid.prepare(device)
     dataset = make(cfg.dataset, "dataset")
     if not isinstance(dataset, Dataset):
         raise FedsimError(f"dataset._target_ gives a {type(dataset).__name__}; give a fedsim.data.dataset.Dataset")
@@ -114,6 +118,10 @@ def build(cfg: DictConfig) -> Parts:
         smallest_batch=2 if mixing else 1,
         local_steps=protection.local_steps,
     )
+    cohort = sampler.expected_size(population.num_clients)
+    x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 6))
+    trainer.execution = choose_execution(grid, trainer.alone(), x, y, cohort)
+    chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
     server = Server(
         algorithm=algorithm,
         sampler=sampler,
@@ -125,9 +133,9 @@ def build(cfg: DictConfig) -> Parts:
         num_clients=population.num_clients,
         holders=np.flatnonzero(population.holdout_sizes),
         plan=evaluation,
-        evaluate=central_evaluation(model, population, evaluation.batch_size),
+        judge=Judge(model, population, evaluation.batch_on(device)),
     )
-    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid)
+    return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid, chunk_size)
 
 
 def setting_of(
@@ -179,25 +187,26 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
     if cfg.population.num_clients is not None:
         require_int("population.num_clients", cfg.population.num_clients, low=1)
     corruption: Corruption = make(cfg.corruption, "corruption")
-    corruption.check(dataset.preprocess(dataset.train.x[:1]).is_floating_point(), dataset.task)
-    columns = columns_of(dataset)
-    kept = np.arange(len(dataset.train))
-    if dataset.task == "classification":
-        kept = corruption.keep_rows(columns.label, len(dataset.classes), cfg.seed)
-    columns = columns.take(kept)
+    corruption.check(dataset.preprocess(dataset.one_row[0]).is_floating_point(), dataset.task)
+    columns, kept = columns_of(dataset), None
+    if corruption.class_imbalance != 1:
+        kept = corruption.keep_rows(np.asarray(columns.label), len(dataset.classes), cfg.seed)
+        columns = columns.take(kept)
     partition: Partition = make(cfg.partition, "partition")(columns, cfg.population.num_clients, cfg.seed)
-    partition = Partition(partition.offsets, kept[partition.rows])
+    if kept is not None:
+        partition = Partition(partition.offsets, kept[np.asarray(partition.rows)])
     kind = PooledPopulation if algorithm.pools_data else Population
-    return kind(dataset, partition, corruption, cfg.population.holdout, cfg.seed, device)
+    cache_mb = require_int("population.cache_mb", cfg.population.cache_mb, low=0)
+    return kind(dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
 
 
 def columns_of(dataset: Dataset) -> Columns:
     """What a partition may look at; lines of text have no label but their speaker."""
     train = dataset.train
-    label = train.y.numpy()
+    label = train.label
     if dataset.task == "next_token":
-        label = train.user if train.user is not None else np.zeros(len(train), dtype=np.int64)
-    return Columns(label, train.user, train.time)
+        label = train.owner if train.owner is not None else np.zeros(len(train), dtype=np.int64)
+    return Columns(label, train.owner, train.time)
 
 
 def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
@@ -217,20 +226,6 @@ def check_cohort(algorithm: Algorithm, cohort: float) -> None:
             f"a cohort of {cohort:g} is too small for this strategy, which as configured needs at least {algorithm.min_cohort} "
             "clients a round; raise sampler.cohort_size, or make less of strategy.num_malicious or strategy.num_selected"
         )
-
-
-def central_evaluation(
-    model: nn.Module, population: Population, batch_size: int
-) -> Callable[[Params], dict[str, float | None]]:
-    """Metrics of given arrays on the central test set."""
-    dataset = population.dataset
-
-    def evaluate(arrays: Params) -> dict[str, float | None]:
-        load_arrays(model, arrays)
-        found = predict(model, dataset.test.x, dataset.test.y, dataset.task, batch_size, population.preprocess)
-        return metrics_of(found, dataset.num_outputs)
-
-    return evaluate
 
 
 def strategy_name(cfg: DictConfig) -> str:
@@ -258,4 +253,5 @@ def client_app_from(config: dict[str, Any]) -> ClientApp:
 @lru_cache(maxsize=1)
 def _devices_from(config: str) -> Devices:
     """One set of devices a process, however many messages it gets."""
-    return build(OmegaConf.create(json.loads(config))).devices()
+    alone = {"grid": {"_target_": "fedsim.grids.inprocess.InProcess"}}  # the node itself trains, whatever the server's grid is
+    return build(OmegaConf.create(json.loads(config) | alone)).devices()

@@ -1,13 +1,12 @@
 """The Flower ClientApp: it unpacks a message, calls the trainer, and packs the reply. Nothing is learnt here.
 
 A real node is one client. A simulated node may hold any number: a message with a `cohort` record names the clients to
-train, and says whether one weighted mean may stand for all of them (`fold`) or each must reply for itself. Under a privacy
+train, and says whether one weighted sum may stand for all of them (`fold`) or each must reply for itself. Under a privacy
 mechanism what leaves is what the mechanism's device half lets out; where that is summed, a chunk sends the sum.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,12 @@ from flwr.clientapp import ClientApp
 
 from fedsim import flower
 from fedsim.data.population import Population
+from fedsim.judging import Judge, tally_record
 from fedsim.privacy.base import Protection
 from fedsim.replies import Reply, vectors
-from fedsim.training.evaluation import metrics_of, predict
-from fedsim.training.trainer import ClientFailure, ClientUpdate, Trainer, load_arrays
-from fedsim.types import ClientData, FedsimError, Params
+from fedsim.training.trainer import Trainer
+from fedsim.training.updates import ClientFailure, ClientUpdate
+from fedsim.types import FedsimError, Params
 
 
 class ClientStates(Protocol):
@@ -76,6 +76,11 @@ class Devices:
     protection: Protection
     states: ClientStates | None = None
 
+    @property
+    def judge(self) -> Judge:
+        """What models are judged by on a node."""
+        return Judge(self.trainer.model, self.population, self.eval_batch_size)
+
     def states_of(self, context: Context) -> ClientStates:
         """The simulation's store, or the node's own context; both keep arrays on the CPU."""
         return self.states if self.states is not None else ContextStates(context)
@@ -96,6 +101,10 @@ def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         return _evaluate(devices(), message, context)
+
+    @app.evaluate(flower.SHARD)
+    def evaluate_shard(message: Message, context: Context) -> Message:
+        return _evaluate_shard(devices(), message)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -121,7 +130,7 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     config = flower.record_of(message.content, flower.CONFIG)
     states, protection = devices.states_of(context), devices.protection
     protection.heed(config)
-    received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
+    received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     round = flower.column(config, "server-round")[0]
     updates = devices.trainer.train(
         received, clients, devices.population.training_data, partial(devices.state_of, states), round
@@ -193,23 +202,15 @@ def _answer(devices: Devices, message: Message, context: Context) -> Message:
 def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     clients, _, chunked = _addressed(message, context)
     config = flower.record_of(message.content, flower.CONFIG)
-    received = flower.from_record(message.content.array_records[flower.ARRAYS], devices.population.device)
+    received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     split, states = str(config.get("split", "holdout")), devices.states_of(context)
-    rows: dict[int, dict[str, float]] = {}
-    failures: list[ClientFailure] = []
-    loaded: Params | None = None
-    for client in clients:
-        try:
-            arrays = devices.trainer.client_half.initial(received, devices.state_of(states, client))
-            if arrays is not loaded:  # where all share one model, it is loaded once a chunk
-                load_arrays(devices.trainer.model, arrays)
-                loaded = arrays
-            if row := _evaluate_one(devices, client, split):
-                rows[client] = row
-        except Exception as error:  # as in training: what one client's data raise must not silence the others
-            if not chunked:
-                raise
-            failures.append(ClientFailure(client, f"in evaluation, {type(error).__name__}: {error}"))
+
+    def arrays_of(client: int) -> Params:
+        return devices.trainer.client_half.initial(received, devices.state_of(states, client))
+
+    rows, failures = devices.judge.clients(clients, received, arrays_of, split)
+    if failures and not chunked:
+        raise FedsimError(failures[0].reason)
     if not rows and not failures:
         raise FedsimError("it holds no examples to be evaluated on; raise population.holdout")
     content = RecordDict()
@@ -223,19 +224,10 @@ def _evaluate(devices: Devices, message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def _evaluate_one(devices: Devices, client: int, split: str) -> dict[str, float] | None:
-    """The loaded model's loss and accuracy (by example or position) for a client; None where it has no examples."""
-    population, dataset = devices.population, devices.population.dataset
-    if split == "test":
-        data, preprocess = ClientData(client, dataset.test.x, dataset.test.y), population.preprocess
-    else:
-        data, preprocess = population.holdout_data(client), None
-    if len(data.x) == 0:
-        return None
-    found = predict(devices.trainer.model, data.x, data.y, dataset.task, devices.eval_batch_size, preprocess)
-    if len(found.loss) == 0:
-        return None
-    metrics = metrics_of(found, dataset.num_outputs)
-    values = {name: metrics[name] for name in (("loss",) if dataset.task == "regression" else ("loss", "accuracy"))}
-    known = {name: math.nan if value is None else value for name, value in values.items()}  # NaN: it has diverged
-    return {flower.NUM_EXAMPLES: len(found.loss), **known}
+def _evaluate_shard(devices: Devices, message: Message) -> Message:
+    """The sums of the central test split's rows from `start` to `stop`: work of the server's that a simulated node does."""
+    rows = flower.record_of(message.content, flower.CONFIG)
+    received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
+    tally = devices.judge.shard(received, flower.column(rows, "start")[0], flower.column(rows, "stop")[0])
+    metrics = MetricRecord({flower.NUM_EXAMPLES: float(tally.size.sum())})
+    return Message(RecordDict({flower.TALLY: tally_record(tally), flower.METRICS: metrics}), reply_to=message)

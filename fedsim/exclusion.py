@@ -45,5 +45,5 @@ def without_clients(
     """
     index = partition(columns, num_clients, seed)
     stays = ~np.isin(np.arange(index.num_clients), list(clients))
-    rows = index.rows[np.repeat(stays, index.sizes)]
+    rows = np.asarray(index.rows)[np.repeat(stays, index.sizes)]
     return Partition(offsets_of(np.where(stays, index.sizes, 0)), rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 import shutil
 from pathlib import Path
@@ -14,10 +15,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedsim.build import build, check_top_level, strategy_name
 from fedsim.checks import require_choice, require_int
 from fedsim.paths import conf_dir, whole
-from fedsim.plan import make_plan, print_plan
+from fedsim.plan import make_plan, print_plan, warnings_of
 from fedsim.results.files import write_json
 from fedsim.session import Session, Stopped
 from fedsim.types import FedsimError
+
+log = logging.getLogger(__name__)
 
 BASELINES = ("central", "local_only")
 MAY_CHANGE = ("rounds", "resume", "dry_run", "baselines", "logger", "checkpoint", "name")
@@ -41,7 +44,9 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
         print_plan(plan)
         write_json(run_dir / "plan.json", plan)
         return plan
-    session = Session(parts, run_dir, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep)
+    session = Session(parts, run_dir, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep, cfg.checkpoint.states_mb)
+    for warning in warnings_of(parts):
+        log.warning("%s", warning)
     if cfg.get("resume"):
         session.resume(baselines)
         save_config(cfg, run_dir)

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedsim.algorithms import Algorithm
-from fedsim.client import ClientStates, Devices, make_client_app
+from fedsim.checks import require_int
+from fedsim.client import ClientStates, Devices
 from fedsim.data.population import Population
 from fedsim.grids.base import SimulationGrid
+from fedsim.grids.settings import GridSettings
 from fedsim.results.loggers import Logger
 from fedsim.server import Server
 from fedsim.training import LocalTraining, Trainer
+from fedsim.training.execution import Execution
+from fedsim.types import FedsimError
 
 
 @dataclass
 class Parts:
-    """name: the experiment's. make_grid: takes a factory of client apps and gives the grid they run on."""
+    """name: the experiment's. grid_settings: where devices run. chunk_size: clients that a node trains before it replies."""
 
     name: str
     device: torch.device
@@ -31,7 +34,8 @@ class Parts:
     trainer: Trainer
     server: Server
     logger: Logger
-    make_grid: Callable[[Callable[[ClientStates], ClientApp]], SimulationGrid]
+    grid_settings: GridSettings
+    chunk_size: int
 
     @property
     def num_parameters(self) -> int:
@@ -41,8 +45,21 @@ class Parts:
     def devices(self, states: ClientStates | None = None) -> Devices:
         """What stands behind a node that trains in this process; without `states`, each node's context keeps its own."""
         server = self.server
-        return Devices(self.trainer, self.population, server.plan.batch_size, server.protection, states)
+        return Devices(self.trainer, self.population, server.judge.batch_size, server.protection, states)
 
     def grid(self) -> SimulationGrid:
         """The grid, with this experiment's client app on its nodes."""
-        return self.make_grid(lambda states: make_client_app(lambda: self.devices(states)))
+        return self.grid_settings.open(self.devices, self.chunk_size, self.device)
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """How devices train, which bits depend on: what a checkpoint keeps and a resumed run goes on with."""
+        return {**asdict(self.trainer.execution), "chunk_size": self.chunk_size}
+
+    def go_on_with(self, execution: dict[str, Any]) -> None:
+        """Train as a checkpoint's run did. Raises FedsimError where it does not read as `execution` gave it."""
+        try:
+            self.chunk_size = require_int("execution.chunk_size", execution["chunk_size"], low=1)
+            self.trainer.execution = Execution(**{key: execution[key] for key in asdict(self.trainer.execution)})
+        except KeyError as error:
+            raise FedsimError(f"the checkpoint does not say {error} of how devices train, so it is corrupt; start anew") from error

@@ -8,7 +8,10 @@ import numpy as np
 
 from fedsim import flower
 from fedsim.parts import Parts
-from fedsim.training.trainer import model_arrays
+from fedsim.training.arrays import model_arrays
+
+MANY_JUDGES = 10_000
+"""Clients asked in an evaluation from which on it is worth a word, where they are ten times a cohort as well."""
 
 
 def make_plan(parts: Parts) -> dict[str, Any]:
@@ -19,7 +22,9 @@ def make_plan(parts: Parts) -> dict[str, Any]:
     examples = population.partition.sizes - population.holdout_sizes
     if parts.algorithm.pools_data:
         examples = np.array([examples.sum()])
-    steps = float(np.mean([parts.settings.steps(int(count)) for count in examples]))
+    sizes, clients = np.unique(examples, return_counts=True)
+    steps = float(np.average([parts.settings.steps(int(size)) for size in sizes], weights=clients))
+    private = server.protection.plan()
     encoded_up = flower.encoded_bytes(flower.exact_record(server.sent())) if server.protection.sums else encoded
     client_rounds = cohort * server.rounds
     dataset = population.dataset
@@ -39,22 +44,40 @@ def make_plan(parts: Parts) -> dict[str, Any]:
         "sampling": server.sampler.kind,
         "steps_per_client_round": steps,
         "num_parameters": parts.num_parameters,
-        **server.protection.plan(),
+        **private,
+        "warnings": [*private["warnings"], *warnings_of(parts)],
         "bytes_up": int(encoded_up * client_rounds),
         "bytes_down": int(encoded * client_rounds),
         "memory_mb": round(_memory_mb(parts, encoded), 1),
         "device": parts.device.type,
+        "execution": parts.execution,
     }
+
+
+def warnings_of(parts: Parts) -> list[str]:
+    """What a user should know of the cost before the first round."""
+    server = parts.server
+    judges, chosen = len(server.holders), server.plan.clients
+    asked = judges if chosen is None else min(judges, chosen)
+    cohort = server.sampler.expected_size(server.num_clients)
+    if not parts.algorithm.shares_model or asked <= max(MANY_JUDGES, 10 * cohort):
+        return []
+    return [
+        f"every evaluation asks {asked:,} clients, which takes longer than their rounds of training; set evaluation.clients=1000 "
+        "to ask some by chance, or population.holdout=0 for the test set alone"
+    ]
 
 
 def _memory_mb(parts: Parts, encoded: int) -> float:
     """The dataset, and five copies of the model: the server's, the one that trains, its gradients, the sum, a message.
 
-    Where clients keep models of their own, those too.
+    Where clients keep models of their own, those of all that may take part.
     """
     dataset = parts.population.dataset
-    rows = sum(tensor.nbytes for split in (dataset.train, dataset.test) for tensor in (split.x, split.y))
-    own = 0 if parts.algorithm.shares_model else parts.population.num_clients
+    rows = dataset.train.nbytes + dataset.test.nbytes
+    server = parts.server
+    taking_part = min(server.num_clients, int(server.sampler.expected_size(server.num_clients) * server.rounds))
+    own = 0 if parts.algorithm.shares_model else taking_part  # of which checkpoint.states_mb are in memory
     return (rows + (5 + own) * encoded) / 1e6
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fedsim import flower
 from fedsim.algorithms.state import State as StrategyState
 from fedsim.checks import require_int
+from fedsim.training.arrays import all_finite
 from fedsim.training.evaluation import finite_or_none
-from fedsim.training.trainer import all_finite
 from fedsim.types import Params
 
 Row = dict[str, Any]
@@ -51,20 +51,26 @@ class ServerState:
 class EvaluationPlan:
     """The keys of `evaluation.*`: every so many rounds (and after the last), of so many clients (None: of all).
 
-    local_models: of how many clients' own models the central test accuracy is the mean, where no model is shared.
+    batch_size: examples a forward pass; None: as many as suit the device. local_models: of how many clients' own models the
+    central test accuracy is the mean, where no model is shared.
     """
 
     every: int = 1
     clients: int | None = None
-    batch_size: int = 512
+    batch_size: int | None = None
     local_models: int = 20
 
     def __post_init__(self) -> None:
         require_int("evaluation.every", self.every, low=1)
-        require_int("evaluation.batch_size", self.batch_size, low=1)
+        if self.batch_size is not None:
+            require_int("evaluation.batch_size", self.batch_size, low=1)
         require_int("evaluation.local_models", self.local_models, low=1)
         if self.clients is not None:
             require_int("evaluation.clients", self.clients, low=0)
+
+    def batch_on(self, device: torch.device) -> int:
+        """Examples a forward pass: on a CPU few enough for a layer's outputs to be reused from the heap."""
+        return self.batch_size or (128 if device.type == "cpu" else 1024)
 
     def due(self, round: int, rounds: int) -> bool:
         """Whether this round is evaluated."""
@@ -96,12 +102,12 @@ class Outcome:
         if refuse is not None and (reason := refuse(reply)):
             self.failed[client] = reason
             return
-        own = next(iter(reply.content.metric_records.values()))
+        own = next(record for record in reply.content.values() if isinstance(record, MetricRecord))
         ids = flower.column(record, "id") or [client]
         names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
         for position, one in enumerate(ids):
             self.metrics[int(one)] = {n: float(record[n][position] if record else own[n]) for n in names}  # type: ignore
-        for arrays in reply.content.array_records.values():
+        for arrays in flower.arrays_of(reply.content).values():
             self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
         self.replies.append(reply)
 
@@ -109,7 +115,7 @@ class Outcome:
         """The sum of what was sent, where each reply is a sum already; zeros in the shapes of `like` where none came."""
         total = {name: torch.zeros_like(array) for name, array in like.items()}
         for reply in self.replies:
-            (record,) = reply.content.array_records.values()
+            (record,) = flower.arrays_of(reply.content).values()
             for name, array in flower.from_record(record).items():
                 total[name] += array
         return total
@@ -130,7 +136,7 @@ class Outcome:
 
 def fault(reply: Message, expected: Params) -> str | None:
     """What is wrong with the arrays and metrics of a reply from outside; None where nothing is."""
-    records, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
+    records, metrics = list(flower.arrays_of(reply.content).values()), list(reply.content.metric_records.values())
     if len(records) != 1 or len(metrics) != 1:
         return "its reply does not hold one record of arrays and one of metrics"
     try:

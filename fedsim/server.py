@@ -22,12 +22,13 @@ from fedsim.algorithms import Algorithm
 from fedsim.algorithms.state import pack, strategy_state
 from fedsim.audit.base import Audit
 from fedsim.grids.base import SimulationGrid
+from fedsim.judging import Judge, tally_from
 from fedsim.nodes import Cohort, Nodes, converse, node_ids
 from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler
-from fedsim.training.evaluation import across_clients, finite_or_none
-from fedsim.training.trainer import all_finite
+from fedsim.training.arrays import all_finite
+from fedsim.training.evaluation import across_clients, finite_or_none, join, metrics_of_tally
 from fedsim.types import FedsimError, Params
 
 
@@ -35,7 +36,7 @@ from fedsim.types import FedsimError, Params
 class Server:
     """The server of one run.
 
-    holders: clients that have held-out data. evaluate: arrays -> central metrics. on_round: called after each round,
+    holders: clients that have held-out data. judge: of the central test split. on_round: called after each round,
     when `state` is whole. interruptible: the parts of a round in which Ctrl-C may break off; they change no state.
     """
 
@@ -49,7 +50,7 @@ class Server:
     num_clients: int
     holders: np.ndarray
     plan: EvaluationPlan
-    evaluate: Callable[[Params], dict[str, float | None]]
+    judge: Judge
     on_round: Callable[[Row], None] = lambda row: None
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
     timeout: float = 3600.0
@@ -77,6 +78,7 @@ class Server:
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
         due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
+        row["train_seconds"] = time.perf_counter() - start
         judged = Outcome()
         if due:
             central, trained = Outcome(), self._trained(outcome)
@@ -112,7 +114,8 @@ class Server:
         outcome = Outcome(bytes_down=flower.encoded_bytes(record) * len(cohort))
         if len(cohort) == 0 and not self.protection.sums:  # an empty round is a round all the same
             return outcome
-        fold = getattr(self.algorithm.strategy, "weighted_by_key", "") if self.algorithm.linear else ""
+        weighted = self.algorithm.linear and not self.protection.sums
+        fold = getattr(self.algorithm.strategy, "weighted_by_key", "") if weighted else ""
         config = ConfigRecord({"fold": fold, "server-round": round, **self.protection.broadcast()})
         # Flower's strategies wait for ever on no one: an empty cohort is shown as one node, which is sent nothing
         view = Cohort(grid, nodes.of(cohort) or [0])
@@ -145,7 +148,7 @@ class Server:
         """What is wrong with a real node's reply; None where nothing is."""
         if reason := fault(reply, self.sent()):
             return reason
-        (record,) = reply.content.array_records.values()
+        (record,) = flower.arrays_of(reply.content).values()
         return self.protection.refusal(flower.from_record(record))
 
     def sent(self) -> Params:
@@ -203,10 +206,32 @@ class Server:
         self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome
     ) -> Row:
         if trained is None:
-            return self.evaluate(arrays)
+            return self._on_test_split(grid, arrays)
         chosen = self._choose(trained, self.plan.local_models, round)
         self._ask(grid, nodes, round, arrays, chosen, "test", judged)
         return {name: _mean(judged.metrics, name) for name in ("accuracy", "loss")}
+
+    def _on_test_split(self, grid: Grid, arrays: Params) -> Row:
+        """Metrics on the central test split, by the nodes of a simulated grid in shards of it; the same bits in any number."""
+        if not isinstance(grid, SimulationGrid):
+            return self.judge.central(arrays)
+        record, shards = flower.to_record(arrays), self.judge.shards(grid.shards)
+        messages = [
+            Message(
+                RecordDict({flower.ARRAYS: record, flower.CONFIG: ConfigRecord({"start": start, "stop": stop})}),
+                number,
+                flower.EVALUATE_SHARD,
+            )
+            for number, (start, stop) in enumerate(shards)
+        ]
+        with self.interruptible():
+            replies = [
+                reply for reply in grid.send_and_receive(messages, timeout=self.timeout) if not reply.has_error()
+            ]
+        done = {r.metadata.src_node_id: tally_from(flower.arrays_of(r.content)[flower.TALLY]) for r in replies}
+        # what a node could not do is done here: it succeeds, or raises what is wrong
+        tallies = [done.get(number) or self.judge.shard(arrays, *rows) for number, rows in enumerate(shards)]
+        return metrics_of_tally(join(tallies))
 
     def _federated(
         self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome

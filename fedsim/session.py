@@ -34,12 +34,16 @@ class Session:
     """Plays the rounds that are left and keeps the folder.
 
     digest: of the configuration, so that a checkpoint of another experiment is refused. every, keep: of checkpoints.
+    states_mb: of clients' states that stay in memory, before they go to files.
     """
 
-    def __init__(self, parts: Parts, run_dir: Path, digest: str, every: int, keep: int) -> None:
+    def __init__(
+        self, parts: Parts, run_dir: Path, digest: str, every: int, keep: int, states_mb: float = 2048
+    ) -> None:
         self.parts, self.folder, self.digest = parts, RunFolder(run_dir), digest
         self.every, self.keep = every, keep
         self.grid: SimulationGrid = parts.grid()
+        self.grid.states.keep_in(run_dir / ".client_states", states_mb)
         self.interrupts = Interrupts()
         self._seconds_before, self._started, self._saved = 0.0, time.perf_counter(), 0
 
@@ -79,6 +83,8 @@ class Session:
             raise FedsimError(
                 f"resume={path}: the run is finished after {progress['round']} rounds; give rounds=N above that to go on"
             )
+        self.parts.go_on_with(progress["execution"])
+        self.grid.chunk_size = self.parts.chunk_size
         load_strategy_state(self.parts.algorithm.strategy, checkpoint.strategy)
         self.grid.states.committed = checkpoint.clients
         server.state = ServerState(
@@ -108,6 +114,8 @@ class Session:
         except BaseException as error:
             logger.abort(str(error) or type(error).__name__)
             raise
+        finally:
+            self.grid.states.close()
         logger.finish(summary)
         print(closing_line(summary, self.folder.path))
         return summary
@@ -162,6 +170,7 @@ class Session:
         return {
             "config": self.digest,
             "dataset": self.parts.population.dataset.fingerprint,
+            "execution": self.parts.execution,
             "round": state.round,
             "seconds": self.seconds,
             "rows": state.rows,
@@ -174,7 +183,7 @@ class Session:
     def _checkpoint(self) -> None:
         state = self.state
         checkpoint = Checkpoint(
-            state.arrays, self.grid.states.committed, state.strategy, state.privacy, self._progress()
+            state.arrays, self.grid.states.written(), state.strategy, state.privacy, self._progress()
         )
         save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
         self._saved = state.round

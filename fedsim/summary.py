@@ -20,7 +20,7 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
     last = state.rows[-1]
     best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
     trained = sum(state.participations.values())
-    round_seconds = sum(row["seconds"] for row in state.rows)
+    train_seconds = sum(float(row.get("train_seconds", row["seconds"])) for row in state.rows)  # an old checkpoint has one alone
     return {
         "experiment": parts.name,
         "seed": parts.server.seed,
@@ -39,11 +39,14 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "delta": ledger["delta"],
         "noise_multiplier": ledger["noise_multiplier"],
         "seconds": seconds,
-        "client_rounds_per_second": trained / round_seconds if round_seconds else None,
+        "train_seconds": train_seconds,
+        "client_rounds_per_second": trained / train_seconds if train_seconds else None,
         "peak_memory_mb": peak_memory_mb(),
         "bytes_up": sum(row["bytes_up"] for row in state.rows),
         "bytes_down": sum(row["bytes_down"] for row in state.rows),
         "device": parts.device.type,
+        "grid": type(parts.grid_settings).__name__.lower(),
+        "execution": parts.execution,
         "num_parameters": parts.num_parameters,
         "federated": _federated(last),
         "audit": {key: evidence.get(key) for key in AUDIT_KEYS} if evidence else None,

@@ -124,6 +124,7 @@ def _round_columns(
         "federated_loss": column(loss + 0.06, federated),
         "bytes_up": [int(10 - f) * 318_000 for f in failed],
         "bytes_down": [10 * 318_000] * rounds,
+        "train_seconds": random.uniform(0.2, 0.3, rounds).tolist(),
         "seconds": random.uniform(0.3, 0.5, rounds).tolist(),
     }
 
@@ -216,6 +217,7 @@ def _summary(
         "delta": None,
         "noise_multiplier": None,
         "seconds": sum(table["seconds"]),
+        "train_seconds": 0.8 * sum(table["seconds"]),
         "client_rounds_per_second": 25.3,
         "peak_memory_mb": 412.7,
         "bytes_up": sum(table["bytes_up"]),

@@ -31,7 +31,7 @@ from fedsim.types import Params
 
 TINY = (
     *("dataset=custom", "dataset._target_=helpers.tiny_dataset", "model=linear", "partition=iid"),
-    *("population.num_clients=8", "sampler=all", "device=cpu", "rounds=2"),
+    *("population.num_clients=8", "sampler=all", "device=cpu", "rounds=2", "grid=inprocess"),
 )
 """Overrides of an experiment that takes milliseconds: eight clients, all of them in each of two rounds."""
 

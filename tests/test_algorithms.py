@@ -21,9 +21,10 @@ from fedsim import algorithms, flower, rng
 from fedsim.algorithms import Algorithm
 from fedsim.audit import NoAudit
 from fedsim.build import build
-from fedsim.client import Devices, Reply, make_client_app
+from fedsim.client import Devices, make_client_app
 from fedsim.grids.inprocess import InProcessGrid
 from fedsim.privacy import Protection
+from fedsim.replies import Reply, Total
 from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler
 from fedsim.server import Server
@@ -164,21 +165,38 @@ def test_only_linear_strategies_fold() -> None:
     assert folds == {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox"}
 
 
+def folded(updates: list[ClientUpdate], chunk_size: int) -> RecordDict:
+    """What the server is shown of these updates, which came in chunks of so many."""
+    flower.enter_runtime()
+    asked = Message(RecordDict(), 0, "train")
+    flower.stamp(asked, 1)
+    total = Total("num-examples", asked)
+    reused = {name: torch.empty_like(array) for name, array in updates[0].arrays.items()}
+    for first in range(0, len(updates), chunk_size):
+        reply = Reply("num-examples")
+        for update in updates[first : first + chunk_size]:
+            for name, array in update.arrays.items():  # the trainer's own arrays change with every client
+                reused[name].copy_(array)
+            reply.add(update._replace(arrays=reused))
+        total.add(reply.content(chunked=True))
+    return total.reply().content
+
+
 @given(
     weights=st.lists(st.integers(1, 10_000), min_size=1, max_size=8),
     seed=st.integers(0, 2**32),
     scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    chunk_size=st.integers(1, 8),
 )
-def test_a_fold_is_the_weighted_mean(weights: list[int], seed: int, scale: float) -> None:
+def test_a_fold_is_the_weighted_mean(weights: list[int], seed: int, scale: float, chunk_size: int) -> None:
     draw = np.random.default_rng(seed)
     values = [draw.normal(0, scale, (3, 2)).astype(np.float32) for _ in weights]
     losses = [float(loss) for loss in draw.random(len(weights))]
-    reply = Reply("num-examples")
-    reused = torch.empty(3, 2)  # the trainer's own array, which changes with every client
-    for client, (weight, value, loss) in enumerate(zip(weights, values, losses, strict=True)):
-        reused.copy_(torch.from_numpy(value))
-        reply.add(ClientUpdate(client, {"w": reused}, weight, 1, {"train_loss": loss}, {}))
-    content = reply.content(chunked=True)
+    updates = [
+        ClientUpdate(client, {"w": torch.from_numpy(value)}, weight, 1, {"train_loss": loss}, {})
+        for client, (weight, value, loss) in enumerate(zip(weights, values, losses, strict=True))
+    ]
+    content = folded(updates, chunk_size)
     mean = np.average(np.array(values, dtype=np.float64), axis=0, weights=weights)
     np.testing.assert_allclose(content.array_records["arrays"]["w"].numpy(), mean, atol=1e-6 * scale, rtol=1e-5)
     assert content.metric_records["metrics"]["num-examples"] == sum(weights)
@@ -187,10 +205,9 @@ def test_a_fold_is_the_weighted_mean(weights: list[int], seed: int, scale: float
 
 
 def test_counters_are_averaged_and_stay_whole_numbers() -> None:
-    reply = Reply("num-examples")
-    for client, steps in enumerate((2, 5)):
-        reply.add(ClientUpdate(client, {"n": torch.tensor(steps)}, 1, 1, {}, {}))
-    assert reply.content(chunked=True).array_records["arrays"]["n"].numpy() == pytest.approx(3.5)
+    updates = [ClientUpdate(client, {"n": torch.tensor(n)}, 1, 1, {}, {}) for client, n in enumerate((2, 5))]
+    for chunk_size in (1, 2):
+        assert folded(updates, chunk_size).array_records["arrays"]["n"].numpy() == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize("path", [p for p in yaml_files("strategy") if p.stem != "custom"], ids=lambda path: path.stem)

@@ -21,7 +21,6 @@ FILES = [path for group in GROUPS for path in yaml_files(group)]
 GIVEN_BY_FEDSIM = {
     "partition": {"columns", "num_clients", "seed"},
     "model": {"input_shape", "num_outputs"},
-    "grid": {"make_client_app"},
 }
 """What a part that is made later (`_partial_`) is handed then, and what a model is given by name."""
 
@@ -80,7 +79,7 @@ def test_every_option_composes(path: Path) -> None:
     assert set(cfg[path.parent.name]) == set(expected)
 
 
-WITHOUT_DATA = ("client", "sampler", "strategy", "evaluation", "privacy", "corruption")
+WITHOUT_DATA = ("client", "sampler", "strategy", "grid", "evaluation", "privacy", "corruption")
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in WITHOUT_DATA], ids=name_of)

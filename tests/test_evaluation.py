@@ -13,10 +13,25 @@ from helpers import parts, play, run_into, same_bits, tiny, tiny_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from torch import nn
+from torch import Tensor, nn
 
-from fedsim.training.evaluation import across_clients, expected_calibration_error, macro_f1, metrics_of, predict
+from fedsim import flower, judging
+from fedsim.data.dataset import Dataset, Examples
+from fedsim.grids.base import evaluation_chunk
+from fedsim.judging import Judge
+from fedsim.nodes import Nodes
+from fedsim.rounds import Outcome
+from fedsim.training.evaluation import (
+    across_clients,
+    expected_calibration_error,
+    macro_f1,
+    metrics_of,
+    mixes_rows,
+    predict,
+    tally_batches,
+)
 from fedsim.training.objectives import IGNORED_TARGET, OBJECTIVES
+from fedsim.types import ClientData, Params
 
 LABELS = st.integers(2, 6).flatmap(
     lambda k: st.tuples(
@@ -167,6 +182,260 @@ def test_evaluation_follows_its_plan() -> None:
 def test_without_held_out_rows_there_is_no_federated_accuracy(tmp_path: Path) -> None:
     summary = run_into(tmp_path, tiny("population.holdout=0"))
     assert summary["federated"] is None and summary["accuracy"] is not None
+
+
+# The same metrics in one piece, in shards, and client by client
+
+
+def lines() -> Dataset:
+    """Sequences of 5 symbols, of which some are padding throughout."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randint(0, 6, (120, 5), generator=draw)
+    y = (x + torch.randint(0, 2, x.shape, generator=draw)) % 6
+    y[torch.rand(y.shape, generator=draw) < 0.3] = IGNORED_TARGET
+    y[90:95] = IGNORED_TARGET  # in the test split: a batch without a target
+    return Dataset("lines", Examples(x[:80], y[:80]), Examples(x[80:], y[80:]), "next_token", tuple("abcdef"))
+
+
+def prices() -> Dataset:
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(120, 6, generator=draw)
+    y = x.sum(1) + torch.randn(120, generator=draw)
+    return Dataset("prices", Examples(x[:80], y[:80]), Examples(x[80:], y[80:]), "regression", ())
+
+
+class Normed(nn.Sequential):
+    """With BatchNorm, whose statistics are the server's or (tracked: False) those of whatever batch there is."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_outputs: int, tracked: bool = True) -> None:
+        super().__init__(
+            nn.Linear(input_shape[0], 5), nn.BatchNorm1d(5, track_running_stats=tracked), nn.Linear(5, num_outputs)
+        )
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "normed": ("model=custom", "model._target_=test_evaluation.Normed"),
+    "noisy": ("corruption.feature_noise=0.5",),
+    "next_token": ("dataset._target_=test_evaluation.lines", "model=lstm", "model.hidden=7"),
+    "regression": ("dataset._target_=test_evaluation.prices",),
+}
+
+
+def by_hand(model: nn.Module, x: Tensor, y: Tensor, task: str) -> dict[str, float]:
+    """Loss and accuracy, all at once and by torch's own arithmetic."""
+    with torch.no_grad():
+        outputs = model.eval()(x).double()
+    if task == "regression":
+        return {"loss": float(nn.functional.mse_loss(outputs.squeeze(1), y.double()))}
+    outputs, y = outputs.flatten(0, -2), y.flatten()
+    known = y != IGNORED_TARGET
+    return {
+        "loss": float(nn.functional.cross_entropy(outputs[known], y[known])),
+        "accuracy": float((outputs.argmax(1) == y)[known].double().mean()),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_central_evaluation_in_any_number_of_shards_gives_the_same_bits(kind: str) -> None:
+    made = parts(*KINDS[kind], "evaluation.batch_size=3", "rounds=1")
+    play(made)
+    server, arrays, dataset = made.server, made.server.state.arrays, made.population.dataset
+    whole = server.judge.central(arrays)
+    assert {name: server.state.rows[-1][name] for name in whole} == whole
+    for shards in (1, 2, 5, 14, 1000):
+        grid = made.grid()
+        grid_of = type("Sharded", (type(grid),), {"shards": shards})
+        grid.__class__ = grid_of
+        assert server._on_test_split(grid, arrays) == whole, shards
+    found = predict(made.model, dataset.test.x, dataset.test.y, dataset.task, 3, made.population.preprocess)
+    at_once = metrics_of(found, dataset.num_outputs)
+    assert {n: v for n, v in at_once.items() if v} == pytest.approx({n: v for n, v in whole.items() if v}, rel=1e-12)
+    for name, value in by_hand(made.model, dataset.test.x, dataset.test.y, dataset.task).items():
+        assert whole[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8, 13, 14, 99])
+def test_shards_are_whole_batches_and_all_rows_once(number: int) -> None:
+    shards = parts("evaluation.batch_size=3").server.judge.shards(number)  # of 40 test rows
+    assert [row for start, stop in shards for row in range(start, stop)] == list(range(40))
+    assert len(shards) == min(number, 14) and all(start % 3 == 0 for start, _ in shards)
+    assert max(stop - start for start, stop in shards) <= 3 * -(-14 // len(shards))
+
+
+def test_workers_share_the_evaluation_and_agree_to_the_bit() -> None:
+    options = ("evaluation.batch_size=3", "population.holdout=0.4", "rounds=2")
+    rows = {}
+    for workers in (0, 1, 3):
+        made = parts(*options, *(("grid=processes", f"grid.workers={workers}") if workers else ()))
+        grid = made.grid()
+        try:
+            made.server.run(grid)
+        finally:
+            grid.close()
+        rows[workers] = [{k: v for k, v in row.items() if "seconds" not in k} for row in made.server.state.rows]
+    assert rows[0] == rows[1] == rows[3] and rows[0][-1]["ece"] is not None
+
+
+def test_a_shard_goes_to_a_node_and_to_no_client() -> None:
+    made = parts("evaluation.batch_size=3", "rounds=1")
+    grid, told, seen = made.grid(), [], []
+    run_chunks = grid.run_chunks
+    grid.on_progress = lambda done, asked: told.append((done, asked))
+    grid.run_chunks = lambda chunks: (seen.extend(chunks), run_chunks(chunks))[1]  # type: ignore[method-assign]
+    made.server._on_test_split(grid, made.server.state.arrays)
+    assert not told and [message.metadata.message_type for message in seen] == [flower.EVALUATE_SHARD]
+    assert sorted(seen[0].content) == ["arrays", "config"]
+
+
+def test_a_shard_that_a_node_cannot_do_is_done_by_the_server() -> None:
+    made = parts("evaluation.batch_size=3")
+    whole = made.server.judge.central(made.server.state.arrays)
+    grid = made.grid()
+    grid.run_chunks = lambda chunks: (flower.failure_reply(one, "no room") for one in chunks)  # type: ignore
+    assert made.server._on_test_split(grid, made.server.state.arrays) == whole
+    made.population.dataset.test.y.fill_(3)  # there are 3 classes
+    with pytest.raises((RuntimeError, IndexError), match="index 3 is out of bounds"):
+        made.server._on_test_split(made.grid(), made.server.state.arrays)
+
+
+def test_a_large_split_costs_a_small_reply() -> None:
+    draw = torch.Generator().manual_seed(1)
+    x, y = torch.randn(50_000, 2, generator=draw), torch.randint(0, 10, (50_000,), generator=draw)
+    tally = tally_batches(nn.Linear(2, 10), x, y, "classification", 10, 128)
+    assert sum(sums.nbytes for sums in tally) < 100_000 and tally.size.sum() == 50_000
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clients_judged_together_are_judged_as_one_by_one(kind: str) -> None:
+    made = parts(*KINDS[kind], "population.holdout=0.4", "population.num_clients=20", "rounds=1")
+    play(made)
+    state, population, task = made.server.state, made.population, made.population.dataset.task
+    made.model.load_state_dict(state.arrays)
+    assert len(state.client_metrics) == 20
+    for client, found in state.client_metrics.items():
+        data = population.holdout_data(client)
+        assert found["num-examples"] == int((data.y != IGNORED_TARGET).sum())
+        expected = by_hand(made.model, data.x, data.y, task)
+        assert {name: found[name] for name in found if name != "num-examples"} == pytest.approx(
+            expected, rel=1e-6, abs=1e-6
+        )
+
+
+def test_federated_evaluation_does_not_depend_on_the_chunks_of_training() -> None:
+    found = []
+    for size in (1, 3, 8):
+        made = parts(f"grid.chunk_size={size}", "population.num_clients=40", "population.holdout=0.5")
+        judged = Outcome()
+        made.server._federated(made.grid(), Nodes(), 1, made.server.state.arrays, None, judged)
+        found.append(judged.metrics)
+    assert found[0] == found[1] == found[2] and list(found[0]) == list(range(40))
+    assert [evaluation_chunk(asked) for asked in (1, 16, 17, 1000)] == [1, 1, 2, 63]
+
+
+def judge_all(judge: Judge, received: Params) -> tuple[dict[int, dict[str, float]], dict[int, str]]:
+    rows, failures = judge.clients(range(8), received, lambda client: received, "holdout")
+    return rows, dict(failures)
+
+
+def test_whose_data_raise_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = parts("population.holdout=0.4")
+    judge, received = made.server.judge, made.server.state.arrays
+    whole, nobody = judge_all(judge, received)
+    assert len(whole) == 8 and not nobody
+    original = made.population.holdout_data
+
+    def holdout_data(client: int) -> ClientData:
+        if client == 2:
+            raise OSError("its disk is gone")
+        data = original(client)
+        return data._replace(y=data.y + 3) if client == 5 else data  # classes that the model does not know
+
+    monkeypatch.setattr(made.population, "holdout_data", holdout_data)
+    rows, failures = judge_all(judge, received)
+    assert sorted(failures) == [2, 5] and list(rows) == [0, 1, 3, 4, 6, 7]
+    assert failures[2] == "in evaluation, OSError: its disk is gone" and "out of bounds" in failures[5]
+    assert all(rows[client] == pytest.approx(whole[client], abs=1e-6) for client in rows)
+
+
+def test_packs_are_bounded_and_lose_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = parts("population.holdout=0.4", "evaluation.batch_size=5")  # 6 held-out rows each
+    whole = judge_all(made.server.judge, made.server.state.arrays)
+    monkeypatch.setattr(judging, "SECTION", 2)
+    packs = []
+    together = Judge._together
+    monkeypatch.setattr(
+        Judge, "_together", lambda self, pack, failed: (packs.append(len(pack)), together(self, pack, failed))[1]
+    )
+    rows, failures = judge_all(made.server.judge, made.server.state.arrays)
+    assert packs == [2, 2, 2, 2] and not failures
+    assert all(rows[client] == pytest.approx(whole[0][client], abs=1e-6) for client in range(8))
+
+
+def test_a_model_that_mixes_rows_is_judged_client_by_client() -> None:
+    population, model = parts("population.holdout=0.4").population, Normed((6,), 3, tracked=False)
+    assert mixes_rows(model) and not mixes_rows(Normed((6,), 3))
+    rows, failures = judge_all(Judge(model, population, 128), dict(model.state_dict()))
+    assert len(rows) == 8 and not failures
+    for client, found in rows.items():
+        data = population.holdout_data(client)
+        assert found["loss"] == pytest.approx(by_hand(model, data.x, data.y, "classification")["loss"], abs=1e-6)
+
+
+def test_clients_with_models_of_their_own_are_judged_on_these() -> None:
+    made = parts("strategy=local_only", "population.holdout=0.4", "rounds=1")
+    grid = made.grid()
+    made.server.run(grid)
+    for client, found in made.server.state.client_metrics.items():
+        made.model.load_state_dict(grid.states.committed[client])
+        data = made.population.holdout_data(client)
+        expected = by_hand(made.model, data.x, data.y, "classification")
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+class Viewing(nn.Module):
+    """A model of one's own that takes the layout of its pictures for granted; `limit`: of examples, beyond which it raises."""
+
+    def __init__(self, limit: int = 1000) -> None:
+        super().__init__()
+        self.conv, self.head, self.limit = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3 * 36, 4), limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.limit:
+            raise RuntimeError("too many")
+        return self.head(self.conv(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_of_pictures_changes_nothing_that_counts(channels: int) -> None:
+    from fedsim.models import CNN
+
+    x, y = torch.randn(20, channels, 28, 28), torch.randint(0, 4, (20,))
+    model = CNN((channels, 28, 28), 4, channels=[4, 6], hidden=8).eval()
+    layouts = []
+    model.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].stride()[1]))
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model(x), y, reduction="none")
+    found = predict(model, x, y, "classification", 8)
+    assert torch.allclose(found.loss, expected, rtol=0, atol=1e-6)
+    assert layouts == [28 * 28, 1, 1, 1]
+
+
+def test_a_model_that_views_its_pictures_is_given_them_as_they_are() -> None:
+    model, x, y = Viewing().eval(), torch.randn(20, 2, 6, 6), torch.randint(0, 4, (20,))
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model(x), y, reduction="none")
+    assert torch.equal(predict(model, x, y, "classification", 20).loss, expected)
+    with pytest.raises(RuntimeError, match="too many"):
+        predict(Viewing(limit=5), x, y, "classification", 20)
+
+
+def test_speed_is_of_training_alone(tmp_path: Path) -> None:
+    summary = run_into(tmp_path, tiny("rounds=3"))
+    table = pq.read_table(tmp_path / "rounds.parquet").to_pydict()
+    assert all(0 < alone < whole for alone, whole in zip(table["train_seconds"], table["seconds"], strict=True))
+    assert summary["train_seconds"] == pytest.approx(sum(table["train_seconds"]))
+    assert summary["client_rounds_per_second"] == pytest.approx(24 / summary["train_seconds"])
 
 
 # Baselines

@@ -24,6 +24,7 @@ FLOORS: list[set[str]] = [
         "grids",
         "client",
         "replies",
+        "judging",
         "server",
         "rounds",
         "nodes",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import weakref
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Message, RecordDict
 from helpers import assert_close, failing, parts, play, run_into, same_bits, tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim import flower
 from fedsim.grids.base import MemoryStates, cut
+from fedsim.grids.pool import AHEAD
+from fedsim.grids.wire import pack, unpack
 from fedsim.nodes import node_ids
+from fedsim.replies import Reply, Total
+from fedsim.training import ClientUpdate
 from fedsim.types import FedsimError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -31,6 +40,9 @@ def test_cutting_keeps_order_size_and_content(runs: list[int], size: int) -> Non
     assert [m.metadata.dst_node_id for chunk in chunks for m in chunk] == list(range(len(messages)))
     assert all(1 <= len(chunk) <= size and len({id(m.content) for m in chunk}) == 1 for chunk in chunks)
     assert len(chunks) == sum(-(-length // size) for length in runs)
+    for number in range(len(runs)):
+        sizes = [len(chunk) for chunk in chunks if chunk[0].content is contents[number]]
+        assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)  # none has a rest to itself
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 8])
@@ -136,7 +148,7 @@ def test_a_broken_round_leaves_no_trace_in_the_server(strategy: str) -> None:
     assert again.states.committed.keys() == grid_whole.states.committed.keys()
     assert all(same_bits(again.states.committed[c], s) for c, s in grid_whole.states.committed.items())
     left, right = (
-        [{k: v for k, v in r.items() if k != "seconds"} for r in made.server.state.rows] for made in (broken, whole)
+        [{k: v for k, v in r.items() if "seconds" not in k} for r in made.server.state.rows] for made in (broken, whole)
     )
     assert left == right
 
@@ -169,6 +181,100 @@ def test_bytes_are_those_of_encoded_messages() -> None:
     play(made)
     row = made.server.state.rows[0]
     assert row["bytes_down"] == row["bytes_up"] == 3 * encoded  # each device sends, whether or not the simulation folds
+
+
+@pytest.mark.parametrize(
+    ("strategy", "grid"), [("fedavg", "inprocess"), ("fedavg", "processes"), ("fedmedian", "inprocess")]
+)
+def test_a_fold_takes_the_memory_of_a_few_models_however_many_clients(
+    strategy: str, grid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays of replies that are alive while a round goes on; garbage is not collected, so what lives is referred to."""
+    alive: dict[int, weakref.ref[Any]] = {}
+    make = flower.HeldArray.__init__
+
+    def forget(key: int, _: object) -> None:
+        del alive[key]
+
+    def counted(self: flower.HeldArray, held: np.ndarray) -> None:
+        make(self, held)
+        alive[id(self)] = weakref.ref(self, partial(forget, id(self)))
+
+    monkeypatch.setattr(flower.HeldArray, "__init__", counted)
+    made = parts(f"strategy={strategy}", f"grid={grid}", "population.num_clients=60", "grid.chunk_size=2", "rounds=1")
+    opened, most = made.grid(), []
+    opened.on_progress = lambda done, asked: most.append(len(alive))
+    gc.disable()
+    try:
+        made.server.run(opened)
+    finally:
+        gc.enable()
+        opened.close()
+    models = max(most) / len(made.server.state.arrays)
+    waiting = AHEAD * len(os.sched_getaffinity(0)) if grid == "processes" else 0
+    assert models > 60 if strategy == "fedmedian" else models <= 4 + waiting
+
+
+def test_a_sum_is_exact_in_whole_numbers_and_close_in_others() -> None:
+    flower.enter_runtime()
+    asked = Message(RecordDict(), 0, "train")
+    flower.stamp(asked, 1)
+    draw, total = np.random.default_rng(3), Total("", asked)
+    numbers = draw.integers(-(2**31), 2**31, (50, 9), dtype=np.int64).astype(np.int32)
+    fractions = draw.normal(0, 1, (50, 300_001)).astype(np.float32)
+    for client in range(50):
+        reply = Reply("", sums=True)
+        arrays = {"whole": torch.from_numpy(numbers[client]), "fraction": torch.from_numpy(fractions[client])}
+        reply.add(ClientUpdate(client, arrays, 1, 1, {}, {}))
+        total.add(reply.content(chunked=True))
+    content = total.reply().content
+    found = flower.from_record(flower.arrays_of(content)["arrays"])
+    assert found["whole"].dtype == torch.int32 and found["fraction"].dtype == torch.float32
+    assert np.array_equal(found["whole"].numpy(), numbers.sum(0, dtype=np.int32))  # modulo 2^32
+    assert np.array_equal(found["fraction"].numpy(), fractions.sum(0, dtype=np.float64).astype(np.float32))
+    assert flower.record_of(content, "clients")["id"] == list(range(50))
+
+
+def test_weights_that_add_up_to_nothing_are_one_sentence() -> None:
+    flower.enter_runtime()
+    total, reply = Total("zeal", Message(RecordDict(), 0, "train")), Reply("zeal")
+    reply.add(ClientUpdate(0, {"w": torch.ones(2)}, 5, 1, {"zeal": 0.0}, {}))
+    total.add(reply.content(chunked=True))
+    with pytest.raises(FedsimError, match=r"weights \(zeal\) add up to 0, .*strategy\._target_"):
+        total.reply()
+
+
+def test_a_held_array_is_what_flowers_own_is() -> None:
+    """Its bytes, their number, its name on the wire; and what is read from it is the reader's own."""
+    for held in (
+        np.eye(3, dtype=np.float32),
+        np.arange(6).reshape(2, 3).T,
+        np.array(2.5),
+        np.zeros((0, 2)),
+        np.array([True]),
+    ):
+        ours, theirs = flower.HeldArray(held), Array(held)
+        assert ours.encoded_bytes == len(ours.data) and ours.data == theirs.data
+        assert (ours.dtype, ours.shape, ours.stype) == (theirs.dtype, theirs.shape, theirs.stype)
+        assert ours.object_id == theirs.object_id and ours.deflate() == theirs.deflate() and ours == theirs
+        copy = ours.numpy()
+        copy[...] = 1
+        assert np.array_equal(ours.held, theirs.numpy()) and copy is not held
+        again = unpack(pack(ours))
+        assert isinstance(again, flower.HeldArray) and again == theirs
+    shown = torch.zeros(3)
+    record = flower.to_record({"w": shown})
+    assert flower.from_record(record)["w"].data_ptr() == shown.data_ptr()  # nothing was copied
+    record["w"].data = Array(np.ones(3, dtype=np.float32)).data
+    assert torch.equal(flower.from_record(record)["w"], torch.ones(3)) and torch.equal(shown, torch.zeros(3))
+
+
+def test_read_only_arrays_are_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    held = np.ones(3)
+    held.flags.writeable = False
+    record = flower.exact_record({})
+    record["w"] = flower.HeldArray(held)
+    assert torch.equal(flower.from_record(record)["w"], torch.ones(3, dtype=torch.float64)) and not recwarn.list
 
 
 def test_arrays_travel_bit_by_bit() -> None:

@@ -156,6 +156,119 @@ def test_the_same_rows_as_flower_for_the_same_seed(case, seed):
     assert [partition.client(client).tolist() for client in range(partition.num_clients)] == theirs
 
 
+def same_as_flower(
+    name: str, labels: np.ndarray, clients: int | None, seed: int, asked: dict, make, column=None
+) -> None:
+    """The same rows, or both refuse; a client without rows is a refusal of ours."""
+    try:
+        theirs = flower(make, labels if column is None else column, seed)
+    except (ValueError, ZeroDivisionError):
+        theirs = [[]]
+    if all(theirs):
+        ours = getattr(schemes, name)(Columns(labels), clients, seed, **asked)
+        assert [ours.client(client).tolist() for client in range(ours.num_clients)] == theirs
+    else:
+        with pytest.raises(FedsimError):
+            getattr(schemes, name)(Columns(labels), clients, seed, **asked)
+
+
+drawn_labels = st.builds(
+    lambda rows, classes, seed: np.random.default_rng(seed).integers(0, classes, rows) * 2,
+    st.integers(2, 400),
+    st.integers(1, 10),
+    st.integers(0, 99),
+)
+many_cases = settings(max_examples=40, deadline=None)
+many_clients, any_seed = st.integers(1, 40), st.integers(0, 2**40)
+
+
+@many_cases
+@given(drawn_labels, st.floats(0.05, 100), st.integers(1, 5), st.booleans(), many_clients, any_seed)
+def test_dirichlet_is_that_of_flower(labels, alpha, least, balanced, clients, seed):
+    asked = {"alpha": alpha, "min_size": least, "self_balancing": balanced}
+    same_as_flower(
+        "dirichlet",
+        labels,
+        clients,
+        seed,
+        asked,
+        lambda f, s: f.DirichletPartitioner(clients, "value", alpha, least, balanced, seed=s),
+    )
+
+
+@many_cases
+@given(drawn_labels, st.floats(0.05, 100), st.lists(st.integers(1, 40), min_size=1, max_size=9), any_seed)
+def test_inner_dirichlet_is_that_of_flower(labels, alpha, sizes, seed):
+    codes = np.unique(labels, return_inverse=True)[1]
+    same_as_flower(
+        "inner_dirichlet",
+        labels,
+        None,
+        seed,
+        {"alpha": alpha, "partition_sizes": sizes},
+        lambda f, s: f.InnerDirichletPartitioner(sizes, "value", alpha, seed=s),
+        codes,
+    )
+
+
+@many_cases
+@given(
+    drawn_labels,
+    st.integers(1, 4),
+    st.sampled_from(["first-deterministic", "random", "deterministic"]),
+    many_clients,
+    any_seed,
+)
+def test_pathological_is_that_of_flower(labels, classes, mode, clients, seed):
+    asked = {"num_classes_per_partition": classes, "class_assignment_mode": mode}
+    same_as_flower(
+        "pathological",
+        labels,
+        clients,
+        seed,
+        asked,
+        lambda f, s: f.PathologicalPartitioner(clients, "value", classes, mode, seed=s),
+    )
+
+
+@many_cases
+@given(
+    drawn_labels,
+    st.sampled_from([(None, 1), (None, 13), (1, None), (2, None), (3, None), (2, 5)]),
+    st.booleans(),
+    many_clients,
+    any_seed,
+)
+def test_shards_are_those_of_flower(labels, numbers, incomplete, clients, seed):
+    each, rows = numbers
+    asked = {"num_shards_per_partition": each, "shard_size": rows, "keep_incomplete_shard": incomplete}
+    same_as_flower(
+        "shard",
+        labels,
+        clients,
+        seed,
+        asked,
+        lambda f, s: f.ShardPartitioner(clients, "value", each, rows, incomplete, seed=s),
+    )
+
+
+@many_cases
+@given(drawn_labels, st.integers(1, 2), st.integers(0, 3), st.integers(1, 4), st.booleans(), any_seed)
+def test_distribution_is_that_of_flower(labels, each, first, many, rescale, seed):
+    classes = len(np.unique(labels))
+    shares = np.random.default_rng(seed).uniform(0, 9, (classes, each * many))
+    clients = many * classes
+    asked = {"distribution_array": shares.tolist(), "num_unique_labels_per_partition": each, "rescale": rescale}
+    same_as_flower(
+        "distribution",
+        labels,
+        clients,
+        seed,
+        asked | {"preassigned_num_samples_per_label": first},
+        lambda f, s: f.DistributionPartitioner(shares, clients, each, "value", first, rescale, seed=s),
+    )
+
+
 def test_users_are_those_of_flower():
     data = columns()
     ours = schemes.natural(data, None, 3)
@@ -391,10 +504,13 @@ def test_lists_from_a_configuration_are_taken():
     assert schemes.distribution(columns(), 5, 0, distribution_array=array).num_clients == 5
 
 
-def test_the_common_schemes_do_not_import_flwr_datasets():
+def test_no_scheme_imports_flwr_datasets():
     script = (
         "import sys, numpy as np; from fedsim.data.partition import *;"
-        "c = Columns(np.arange(20), np.arange(20)); iid(c, 4, 0); quantity(c, 4, 0); natural(c, 4, 0);"
-        "sys.exit(any(m in sys.modules for m in ('datasets', 'flwr_datasets', 'matplotlib', 'pandas')))"
+        "c = Columns(np.arange(40) % 4, np.arange(40), np.arange(40)); sizes = [5, 9];"
+        "inner_dirichlet(c, None, 0, alpha=100, partition_sizes=sizes); size(c, None, 0, partition_sizes=sizes);"
+        "distribution(c, 4, 0, preassigned_num_samples_per_label=1); grouped_natural(c, None, 0); natural(c, None, 0);"
+        "[scheme(c, 4, 0) for scheme in (iid, quantity, dirichlet, pathological, shard, continuous, linear, square, exponential)];"
+        "sys.exit(any(m in sys.modules for m in ('datasets', 'flwr_datasets', 'matplotlib', 'pandas', 'scipy')))"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=CONF.parent.parent).returncode == 0

@@ -28,7 +28,7 @@ def model_of(folder: Path) -> bytes:
 
 
 def rows_of(folder: Path) -> dict[str, list]:
-    return pq.read_table(folder / "rounds.parquet").drop(["seconds"]).to_pydict()
+    return pq.read_table(folder / "rounds.parquet").drop(["seconds", "train_seconds"]).to_pydict()
 
 
 def wait_for_round(folder: Path, round: int, process) -> None:

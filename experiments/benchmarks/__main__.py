@@ -27,7 +27,7 @@ from fedsim.data.dataset import Dataset, Examples
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.server import make_server_app
-from fedsim.training.trainer import load_arrays
+from fedsim.training.arrays import load_arrays
 
 WORKLOADS = {
     "2NN, 199 k": ["model=mlp"],

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedsim.data.dataset import IGNORED_TARGET, Dataset, Examples
+from fedsim.data.made import MOST_AT_ONCE, MadeExamples
 from fedsim.paths import conf_dir, data_dir
 from fedsim.types import FedsimError
 
@@ -136,7 +137,8 @@ def _show(settings: DictConfig, console: Console) -> None:
     start = time.perf_counter()
     dataset = load(**_values(settings))
     seconds = time.perf_counter() - start
-    console.print(_facts(dataset, seconds), _classes(dataset) if dataset.classes else "")
+    countable = not _made(dataset) or len(dataset.train) <= MOST_AT_ONCE
+    console.print(_facts(dataset, seconds), _classes(dataset) if dataset.classes and countable else "")
 
 
 def _loader(settings: DictConfig) -> Callable[..., Dataset]:
@@ -151,7 +153,9 @@ def _facts(dataset: Dataset, seconds: float) -> Table:
     table = Table("", "train", "test", title=f"{dataset.name} ({dataset.task}), loaded in {seconds:.2f} s")
     splits = (dataset.train, dataset.test)
     table.add_row("rows", *(f"{len(split):,}" for split in splits))
-    table.add_row("stored", *(f"{tuple(split.x.shape[1:])} {split.x.dtype}".replace("torch.", "") for split in splits))
+    rows = [split.take(np.arange(1))[0] for split in splits]
+    stored = [f"{tuple(x.shape[1:])} {x.dtype}".replace("torch.", "") for x in rows]
+    table.add_row("made when asked for" if _made(dataset) else "stored", *stored)
     table.add_row("model input", str(dataset.input_shape), "the same")
     if dataset.users:
         table.add_row("users", *(_users(split) for split in splits))
@@ -165,6 +169,10 @@ def _facts(dataset: Dataset, seconds: float) -> Table:
     for column in table.columns:
         column.overflow = "fold"
     return table
+
+
+def _made(dataset: Dataset) -> bool:
+    return isinstance(dataset.train, MadeExamples)
 
 
 def _rows_a_user(split: Examples) -> np.ndarray:

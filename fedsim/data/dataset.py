@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,39 @@ class Examples:
     def __len__(self) -> int:
         return len(self.x)
 
+    def take(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """x (k, ...) and y (k, ...) of these row numbers (k,)."""
+        index = torch.from_numpy(rows)
+        return self.x[index], self.y[index]
+
+    def targets(self, rows: np.ndarray) -> Tensor:
+        """y alone."""
+        return self.y[torch.from_numpy(rows)]
+
+    def checked(self) -> tuple[Tensor, Tensor]:
+        """The x and y that are looked through for mistakes."""
+        return self.x, self.y
+
+    @property
+    def nbytes(self) -> int:
+        """What x and y take in memory."""
+        return self.x.nbytes + self.y.nbytes
+
+    @property
+    def label(self) -> Any:
+        """(n, ...) targets, as an array or what numpy takes for one."""
+        return self.y.numpy()
+
+    @property
+    def owner(self) -> Any:
+        """(n,) the natural user of each row, as an array or what numpy takes for one; None where there are none."""
+        return self.user
+
+    @property
+    def identity(self) -> str:
+        """What stands for the rows in a fingerprint; empty where they stand for themselves."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -64,9 +97,10 @@ class Dataset:
         for split, examples in (("train", self.train), ("test", self.test)):
             if len(examples) == 0:
                 raise FedsimError(f"dataset {self.name} has no {split} rows")
-            if examples.x.is_floating_point() and not torch.isfinite(examples.x).all():
+            x, y = examples.checked()
+            if x.is_floating_point() and not torch.isfinite(x).all():
                 raise FedsimError(f"dataset {self.name} has NaN or Inf in its {split} inputs; fill or drop those rows")
-            self._check_targets(split, examples.y)
+            self._check_targets(split, y)
 
     def _check_targets(self, split: str, y: Tensor) -> None:
         wanted = torch.float32 if self.task == "regression" else torch.int64
@@ -96,13 +130,24 @@ class Dataset:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one preprocessed example."""
         with torch.no_grad():
-            return tuple(self.preprocess(self.train.x[:1]).shape[1:])
+            return tuple(self.preprocess(self.one_row[0]).shape[1:])
+
+    @cached_property
+    def one_row(self) -> tuple[Tensor, Tensor]:
+        """x (1, ...) and y (1, ...) of the first row, as stored."""
+        return self.train.take(np.arange(1))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over both splits' columns: equal where and only where the rows are equal."""
+        """SHA-256 over both splits' columns: equal where and only where the rows are equal.
+
+        Rows that are made when asked for (`fedsim.data.made`) are not gone through: what they depend on stands for them.
+        """
         digest = hashlib.sha256()
         for examples in (self.train, self.test):
+            if examples.identity:
+                digest.update(examples.identity.encode())
+                continue
             for column in (examples.x.numpy(), examples.y.numpy(), examples.user, examples.time):
                 if column is not None:
                     digest.update(f"{column.dtype}{column.shape}".encode())

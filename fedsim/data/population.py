@@ -12,16 +12,28 @@ from torch import Tensor
 from fedsim import rng
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
+from fedsim.data.made import MOST_AT_ONCE, MadeExamples
 from fedsim.data.partition import Partition
+from fedsim.data.prepared import Prepared
 from fedsim.training.objectives import IGNORED_TARGET
 from fedsim.types import ClientData
+
+PACK = 65_536
+"""Clients that are gone through at a time where all are: what is in hand does not grow with the population."""
+
+LEAST_KEPT = 0.25
+"""Share of the population's data that must have room in memory: keeping takes time, which is lost where nothing is found again."""
+
+MOST_COUNTED = 2_000
+"""Clients whose classes are counted where rows are made when asked for, and many."""
 
 
 class Population:
     """Clients 0 .. num_clients - 1, each with rows to train on and held-out rows to be judged on.
 
     holdout: the share of each client's rows that it never trains on (rounded down). corruption: what is wrong with the
-    rows. seed: the run's. device: where tensors are put; `preprocess` is the dataset's pipeline there.
+    rows. seed: the run's. device: where tensors are put; `preprocess` is the dataset's pipeline there. cache_mb: of clients'
+    training data that are kept ready from round to round.
     """
 
     def __init__(
@@ -32,10 +44,23 @@ class Population:
         holdout: float,
         seed: int,
         device: torch.device | str = "cpu",
+        cache_mb: int = 256,
     ) -> None:
         self.dataset, self.partition, self.corruption = dataset, partition, corruption
+        self._prepared = Prepared(self._worth_keeping(cache_mb * 10**6))
         self.holdout, self.seed, self.device = holdout, seed, torch.device(device)
         self.preprocess = copy.deepcopy(dataset.preprocess).to(self.device)
+
+    def _worth_keeping(self, most_bytes: int) -> int:
+        """`most_bytes`, or none where most clients would be gone from the cache before they are sampled again.
+
+        Rows that are made when asked for are made each time: then a cohort costs the same from a population of any size.
+        """
+        if isinstance(self.dataset.train, MadeExamples):
+            return 0
+        x, y = self.dataset.one_row
+        row = self.dataset.preprocess(x).nbytes + y.nbytes
+        return most_bytes if most_bytes >= LEAST_KEPT * row * int(self.partition.offsets[-1]) else 0
 
     @property
     def num_clients(self) -> int:
@@ -59,19 +84,17 @@ class Population:
         return rows[~mask], rows[mask]
 
     def training_data(self, client: int) -> ClientData:
-        """What the client trains on."""
-        return self._materialise(client, self.rows(client)[0], training=True)
+        """What the client trains on; not to be changed in place."""
+        return self._prepared.get(client, lambda: self._materialise(client, self.rows(client)[0], training=True))
 
     def holdout_data(self, client: int) -> ClientData:
         """What the client is judged on; its labels are never corrupted."""
         return self._materialise(client, self.rows(client)[1], training=False)
 
     def _materialise(self, client: int, rows: np.ndarray, *, training: bool) -> ClientData:
-        index = torch.from_numpy(rows)
-        examples = self.dataset.train
+        x, y = (column.to(self.device) for column in self.dataset.train.take(rows))
         with torch.no_grad():
-            x = self.preprocess(examples.x[index].to(self.device))
-        y = examples.y[index].to(self.device)
+            x = self.preprocess(x)
         x, y = self.corruption.apply(
             x,
             y,
@@ -84,18 +107,36 @@ class Population:
         return ClientData(client, x, y)
 
     @cached_property
+    def counted(self) -> np.ndarray:
+        """(counted,) clients whose classes are counted, ascending: all, or some by chance where many rows would have to be made."""
+        clients = self.partition.num_clients
+        if not isinstance(self.dataset.train, MadeExamples) or self.partition.offsets[-1] <= MOST_AT_ONCE:
+            return np.arange(clients)
+        draw = rng.numpy_generator(self.seed, 0, rng.SERVER, "counted clients")
+        most = min(clients, MOST_COUNTED, max(1, MOST_AT_ONCE // self.dataset.train.per_user))
+        return np.sort(draw.choice(clients, size=most, replace=False, shuffle=False))
+
+    @cached_property
     def class_counts(self) -> np.ndarray | None:
-        """(clients, classes) targets of each class among all rows of a client; None for regression."""
-        classes = len(self.dataset.classes)
+        """(counted, classes) int32 targets of each class among all rows of each client in `counted`; None for regression."""
         if self.dataset.task == "regression":
             return None
-        y = self.dataset.train.y.numpy()[self.partition.rows]  # (assigned, ...)
-        owner = np.repeat(np.arange(self.partition.num_clients), self.partition.sizes)
+        parts = [self.counted[start : start + PACK] for start in range(0, len(self.counted), PACK)]
+        return np.concatenate([self._count(clients) for clients in parts])
+
+    def _count(self, clients: np.ndarray) -> np.ndarray:
+        """(clients, classes), see `class_counts`. clients: (clients,) ascending."""
+        classes, offsets = len(self.dataset.classes), self.partition.offsets
+        sizes = offsets[clients + 1] - offsets[clients]
+        owner = np.repeat(np.arange(len(clients)), sizes)
+        places = np.arange(len(owner)) + np.repeat(offsets[clients] - (np.cumsum(sizes) - sizes), sizes)
+        y = self.dataset.train.targets(_rows_at(self.partition.rows, places)).numpy()  # (their rows, ...)
         if y.ndim > 1:
             owner = np.repeat(owner, y.shape[1])
             y = y.reshape(-1)
             owner, y = owner[y != IGNORED_TARGET], y[y != IGNORED_TARGET]
-        return np.bincount(owner * classes + y, minlength=self.partition.num_clients * classes).reshape(-1, classes)
+        counts = np.bincount(owner * classes + y, minlength=len(clients) * classes)
+        return counts.reshape(-1, classes).astype(np.int32)
 
     @cached_property
     def holdout_sizes(self) -> np.ndarray:
@@ -119,3 +160,8 @@ class PooledPopulation(Population):
     def training_data(self, client: int) -> ClientData:
         """Everybody's training rows, with each client's own corruption."""
         return ClientData(client, *self._pooled)
+
+
+def _rows_at(rows: np.ndarray | range, places: np.ndarray) -> np.ndarray:
+    """Row numbers at places (k,) of an index; a range is an arithmetic."""
+    return rows.start + rows.step * places if isinstance(rows, range) else rows[places]

@@ -17,6 +17,8 @@ class Prepared:
 
     def get(self, client: int, make: Callable[[], ClientData]) -> ClientData:
         """The client's data, made where they are not kept."""
+        if not self.most_bytes:
+            return make()
         if client in self._kept:
             self._kept.move_to_end(client)
             return self._kept[client]

@@ -1,58 +1,28 @@
 """What every simulated grid shares: node ids are client ids, messages go out in chunks, replies come back one by one.
 
 A grid only moves messages. The chunk is the unit of summing: it is cut from the cohort by the configuration alone, so
-where and in which order chunks are trained changes no bit of the result.
+where and in which order chunks are trained changes no bit of the result. Chunks that answer with a sum are added in their
+order as they come, and the server is shown one reply for all of them.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from itertools import groupby, pairwise
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower
 from fedsim.checks import require_int
 from fedsim.flower import Run
-from fedsim.types import Params
+from fedsim.grids.states import MemoryStates
+from fedsim.replies import Total
 
 Chunk = list[Message]
 """Messages with the same content, to different clients."""
-
-
-class MemoryStates:
-    """Clients' state in this process. What a round changes is kept only once the round is committed: one that is broken
-    off leaves nothing behind in a checkpoint.
-    """
-
-    def __init__(self) -> None:
-        self.committed: dict[int, Params] = {}
-        self._pending: dict[int, Params] = {}
-        self._memories: dict[int, dict[str, Any]] = {}
-
-    def get(self, client: int) -> Params:
-        """The newest: of the round under way where the client took part in it."""
-        return self._pending.get(client) or self.committed.get(client, {})
-
-    def put(self, client: int, state: Params) -> None:
-        """Keep, once the round that is under way is over."""
-        if state:
-            self._pending[client] = {name: array.cpu() for name, array in state.items()}
-
-    def memory(self, client: int) -> dict[str, Any]:
-        """What a client keeps for a conversation within a round (keys, shares); never in a checkpoint."""
-        return self._memories.setdefault(client, {})
-
-    def remember(self, client: int, memory: dict[str, Any]) -> None:
-        """It is kept already."""
-
-    def commit(self) -> None:
-        """The round is over: its states count."""
-        self._memories.clear()
-        self.committed.update(self._pending)
-        self._pending.clear()
 
 
 class SimulationGrid(Grid):
@@ -70,9 +40,14 @@ class SimulationGrid(Grid):
         self._sent = 0
         self._run = flower.empty_run()
 
+    @property
+    def shards(self) -> int:
+        """In how many pieces work that any node can do is best sent; it changes no bit of the result."""
+        return 1
+
     @abstractmethod
-    def run_chunks(self, chunks: list[Message]) -> Iterator[Message]:
-        """Run each chunk's message on a node and give the replies in the order of the chunks."""
+    def run_chunks(self, chunks: list[Message]) -> Generator[Message, None, None]:
+        """Run each chunk's message on a node and give the replies in the order of the chunks; it may be broken off."""
 
     def close(self) -> None:
         """Let go of workers; a grid without any has nothing to do."""
@@ -83,20 +58,31 @@ class SimulationGrid(Grid):
         for message in ordered:
             self._sent += 1
             flower.stamp(message, self._sent)
-        chunks = list(cut(ordered, self.chunk_size))
+        kind = ordered[0].metadata.message_type if ordered else ""
+        chunks = list(cut(ordered, evaluation_chunk(len(ordered)) if kind == MessageType.EVALUATE else self.chunk_size))
         replies: list[Message] = []
+        total: Total | None = None
         done = 0
-        for chunk, reply in zip(chunks, self.run_chunks([self._to_node(chunk) for chunk in chunks]), strict=True):
-            replies += split_reply(chunk, reply)
-            done += len(chunk)
-            self.on_progress(done, len(ordered))
-        return replies
+        with closing(self.run_chunks([self._to_node(chunk) for chunk in chunks])) as answers:
+            for chunk in chunks:  # not by zip, which would keep each answer until the next one is there
+                reply = next(answers)
+                if reply.has_content() and flower.ARRAYS in reply.content:  # a sum: it is added, and let go
+                    total = total or Total(_fold(chunk), chunk[0])
+                    total.add(reply.content)
+                replies += split_reply(chunk, reply)
+                del reply
+                done += len(chunk)
+                if kind != flower.EVALUATE_SHARD:  # which is for no client
+                    self.on_progress(done, len(ordered))
+            next(answers, None)  # it ends by itself; one that is closed has been broken off
+        return replies if total is None else [total.reply(), *replies]
 
     def _to_node(self, chunk: Chunk) -> Message:
         """One message for all clients of a chunk; its content is the clients' own, plus the list of their ids."""
         first = chunk[0]
-        config = flower.record_of(first.content, flower.CONFIG)
-        cohort = ConfigRecord({"clients": [m.metadata.dst_node_id for m in chunk], "fold": str(config.get("fold", ""))})
+        if first.metadata.message_type == flower.EVALUATE_SHARD:
+            return first
+        cohort = ConfigRecord({"clients": [m.metadata.dst_node_id for m in chunk], "fold": _fold(chunk)})
         content = RecordDict({**first.content, flower.COHORT: cohort})
         message = Message(content, first.metadata.dst_node_id, first.metadata.message_type)
         flower.stamp(message, self._sent)
@@ -131,20 +117,25 @@ class SimulationGrid(Grid):
         raise NotImplementedError("a simulated grid answers in send_and_receive")
 
 
+def evaluation_chunk(asked: int) -> int:
+    """Clients that a node evaluates together: such that there are 16 chunks, which keep 2 to 8 workers busy."""
+    return -(-asked // 16)
+
+
 def cut(messages: list[Message], size: int) -> Iterator[Chunk]:
-    """Runs of messages that carry the very same content, at most `size` each."""
-    chunk: Chunk = []
-    for message in messages:
-        if chunk and (len(chunk) == size or message.content is not chunk[0].content):
-            yield chunk
-            chunk = []
-        chunk.append(message)
-    if chunk:
-        yield chunk
+    """Runs of messages that carry the very same content, each in as few chunks of at most `size` as there can be.
+
+    Chunks of a run differ by one client at most, so that none is left over that keeps one worker busy while others wait.
+    """
+    for _, group in groupby(messages, key=lambda message: id(message.content)):
+        run = list(group)
+        number = -(-len(run) // size)
+        ends = [-(-len(run) * place // number) for place in range(number + 1)]  # the larger ones first
+        yield from (run[start:end] for start, end in pairwise(ends))
 
 
 def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
-    """A node's reply as what the chunk's clients say: one mean for all, or a reply each; an error for each that raised."""
+    """A node's reply as what the chunk's clients say, but for a sum: a reply each, or an error for each that raised."""
     if reply.has_error():
         return [flower.failure_reply(message, reply.error.reason or "") for message in chunk]
     content = reply.content
@@ -152,6 +143,8 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
     record = flower.record_of(content, flower.CLIENTS)
     failed: dict[int, str] = dict(zip(flower.column(record, "failed"), flower.column(record, "reasons"), strict=True))
     replies = [flower.failure_reply(to[client], reason) for client, reason in failed.items()]
+    if flower.ARRAYS in content:
+        return replies
     if flower.METRICS in content:
         return [Message(content, reply_to=chunk[0]), *replies]
     for client in flower.column(record, "id"):
@@ -160,6 +153,11 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
         own[flower.CLIENTS] = _row(record, client)
         replies.append(Message(own, reply_to=to[client]))
     return sorted(replies, key=lambda message: message.metadata.src_node_id)
+
+
+def _fold(chunk: Chunk) -> str:
+    """The metric by which a chunk's updates are weighted and summed; empty for none."""
+    return str(flower.record_of(chunk[0].content, flower.CONFIG).get("fold", ""))
 
 
 def _row(record: ConfigRecord, client: int) -> ConfigRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,13 +101,16 @@ def refuse_setting(setting: Setting, unit: str, *, linear: bool) -> None:
 class Booked(Protection):
     """A mechanism that keeps books: where noise comes from, what was released, and what a replay must not repeat.
 
-    deterministic: whether a round played again gives the same bits; once false for a run it stays so.
+    deterministic: whether a round played again gives the same bits; once false for a run it stays so. charged: the round that is
+    under way. heard: on a device elsewhere, how often the server began it.
     """
 
     def __init__(self, setting: Setting, secure: bool) -> None:
         self.setting, self.deterministic = setting, setting.deterministic
         self.source = NoiseSource(setting.seed, secure)
         self.book = Ledger(repeats_count=secure or not setting.deterministic)
+        self.charged = 0
+        self.heard: dict[int, int] = {}
 
     def cohort_seed(self, seed: int) -> int:
         """See Protection."""
@@ -114,7 +118,7 @@ class Booked(Protection):
 
     def purpose(self, what: str, round: int) -> str:
         """The draw's name. A round that is played again where its bits may differ must not reuse its noise."""
-        again = self.book.attempts(round)
+        again = max(self.book.attempts(round), self.heard.get(round, 0))
         return what if again <= 1 or self.deterministic else f"{what} {again}"
 
     def keep_journal(self, path: Path, resumed_after: int | None) -> None:
@@ -124,7 +128,17 @@ class Booked(Protection):
 
     def charge(self, round: int, cohort: np.ndarray) -> None:
         """In the journal first, then in the book."""
+        self.charged = round
         self.book.charge(round, cohort.tolist())
+
+    def broadcast(self) -> dict[str, float]:
+        """How often this round was begun, where that names noise that devices draw: they do not have the book."""
+        return {} if self.deterministic else {"privacy-attempt": self.book.attempts(self.charged)}
+
+    def heed(self, numbers: Mapping[str, Any]) -> None:
+        """See Protection."""
+        if "privacy-attempt" in numbers:
+            self.heard, self.deterministic = {numbers["server-round"]: int(numbers["privacy-attempt"])}, False
 
     def state(self) -> dict[str, Any]:
         """What was spent."""

@@ -6,6 +6,7 @@ The generators need no state of their own: every draw is named by (seed, round, 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,20 @@ import torch
 
 from fedsim.paths import sync_folder
 from fedsim.results.files import read_arrays, read_json, write_arrays, write_json
+from fedsim.results.state_files import StateFiles, open_states
 from fedsim.types import FedsimError, Params
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Checkpoint(NamedTuple):
-    """arrays: the server's. clients: state by client. strategy, privacy: see `algorithms/state.py`. progress: the rest, as JSON."""
+    """arrays: the server's. clients: state by client. strategy, privacy: see `algorithms/state.py`. progress: the rest, as JSON.
+
+    Clients' states that are in files already are not copied, but linked; those of a checkpoint are read when asked for.
+    """
 
     arrays: Params
-    clients: dict[int, Params]
+    clients: Mapping[int, Params]
     strategy: dict[str, Any]
     privacy: list[Any]
     progress: dict[str, Any]
@@ -38,8 +43,7 @@ def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int)
     write_arrays(temporary / "arrays.safetensors", checkpoint.arrays)
     strategy, privacy = (_take_arrays(part, remembered) for part in (checkpoint.strategy, checkpoint.privacy))
     write_arrays(temporary / "remembered.safetensors", remembered)
-    clients = {f"{client}/{name}": a for client, state in checkpoint.clients.items() for name, a in state.items()}
-    write_arrays(temporary / "clients.safetensors", clients)
+    _write_states(temporary, checkpoint.clients)
     parts = {"format": FORMAT, "strategy": strategy, "privacy": privacy}
     write_json(temporary / "state.json", parts | checkpoint.progress)
     shutil.rmtree(path, ignore_errors=True)
@@ -48,6 +52,15 @@ def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def _write_states(folder: Path, states: Mapping[int, Params]) -> None:
+    if isinstance(states, StateFiles):
+        states.link_into(folder)
+        return
+    files = StateFiles(folder)
+    files.write(states)
+    files.write_index()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -68,14 +81,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise FedsimError(
             f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew"
         )
-    arrays, states, remembered = (
-        read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "clients", "remembered")
-    )
-    clients: dict[int, Params] = {}
+    arrays, remembered = (read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "remembered"))
+    clients = open_states(path, what)
     try:
-        for key, array in states.items():
-            client, name = key.split("/", 1)
-            clients.setdefault(int(client), {})[name] = array
         strategy, privacy = (_give_arrays(progress.pop(part), remembered) for part in ("strategy", "privacy"))
     except (KeyError, ValueError) as error:
         raise FedsimError(f"{what}: {path} is corrupt (its files do not fit each other); it cannot be used") from error

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.paths import whole
 from fedsim.types import FedsimError, Params
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -35,6 +41,27 @@ def write_table(path: Path, columns: dict[str, Any], metadata: dict[str, str] | 
     table = pa.table(columns)
     with whole(path) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def write_batches(path: Path, batches: Iterable[dict[str, Any]], metadata: dict[str, str]) -> None:
+    """Parquet of columns of whole numbers, or lists of them, that come in pieces: a row group each, none of which is kept.
+
+    Written as differences: row numbers that follow each other take next to no room.
+    """
+    import pyarrow as pa
+
+    tables = (pa.table(batch) for batch in batches)
+    first = next(tables)
+    schema = first.schema.with_metadata(metadata)
+    with whole(path) as temporary, _delta_writer(temporary, schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table.cast(schema))
+
+
+def _delta_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(path, schema, use_dictionary=False, column_encoding="DELTA_BINARY_PACKED")
 
 
 def write_arrays(path: Path, arrays: Params, metadata: dict[str, str] | None = None) -> None:

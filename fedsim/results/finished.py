@@ -25,7 +25,8 @@ class Run:
     summary, privacy: what summary.json and privacy.json hold.
     rounds, clients: numeric columns by name, each (rows,) float64 with NaN where the file has null or is not finite.
     users: (clients,) the natural user behind each client, None where there is no single one.
-    class_counts: (clients, classes) examples of each class that each client holds, or None (regression).
+    class_counts: (counted, classes) examples of each class that a client holds, or None (regression): of all clients, or of
+        some that were drawn by chance where there are very many.
     audit: what audit.json holds, empty where the run was not audited.
     """
 
@@ -96,7 +97,7 @@ def _class_counts(clients: pa.Table) -> np.ndarray | None:
     if "class_counts" not in clients.column_names:
         return None
     column = clients.column("class_counts").combine_chunks()
-    if len(column) == 0 or pa.types.is_null(column.type) or column.null_count:
+    if pa.types.is_null(column.type) or len(column := column.drop_null()) == 0:
         return None
     counts = column.flatten().to_numpy(zero_copy_only=False)
     return counts.reshape(len(column), -1) if len(counts) else None

@@ -165,7 +165,8 @@ def _costs(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Time, whole run", duration(seconds)),
         ("Time, a round", each),
-        ("Client-rounds a second", number_text(summary.get("client_rounds_per_second"))),
+        ("Time, training alone", duration(summary.get("train_seconds"))),
+        ("Client-rounds a second, training alone", number_text(summary.get("client_rounds_per_second"))),
         ("Sent up, devices to server", bytes_text(summary.get("bytes_up"))),
         ("Sent down, server to devices", bytes_text(summary.get("bytes_down"))),
         ("Peak memory", bytes_text(memory * 1e6) if known(memory) else DASH),

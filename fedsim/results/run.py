@@ -6,18 +6,21 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.data.population import Population
-from fedsim.results.files import read_json, write_arrays, write_json, write_table
+from fedsim.data.population import PACK, Population
+from fedsim.results.files import read_json, write_arrays, write_batches, write_json, write_table
 from fedsim.types import Params
 
-VERSIONED = ("torch", "flwr", "numpy", "opacus", "dp-accounting", "hydra-core", "flwr-datasets", "safetensors")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSIONED = ("torch", "flwr", "numpy", "opacus", "dp-accounting", "hydra-core", "safetensors")
 
 
 class RunFolder:
@@ -58,10 +61,11 @@ class RunFolder:
         write_arrays(self.path / "model.safetensors", arrays, {"dataset": fingerprint})
         write_table(self.path / "rounds.parquet", columns_of(rounds))
         write_table(self.path / "clients.parquet", clients)
-        write_table(
+        asked = np.array(clients["client"])[_asked(clients)]
+        write_batches(
             self.path / "lineage.parquet",
-            lineage(population),
-            {"dataset": population.dataset.name, "fingerprint": fingerprint},
+            lineage(population, asked),
+            {"dataset": population.dataset.name, "fingerprint": fingerprint, "holdout": holdout_rule(population)},
         )
         write_json(self.path / "privacy.json", privacy)
         (self.path / "audit.json").unlink(missing_ok=True)  # of fewer rounds
@@ -102,53 +106,117 @@ def client_columns(
     """clients.parquet: what each client held, how often it took part, how the model does on its held-out rows, its epsilon."""
     import pyarrow as pa
 
-    ids = range(population.num_holders)
-    held = population.holdout_sizes
-    counts = population.class_counts
+    clients, held = population.num_holders, population.holdout_sizes
     return {
-        "client": pa.array(ids, pa.int32()),
-        "user": pa.array(_users(population), pa.string()),
+        "client": pa.array(np.arange(clients, dtype=np.int32)),
+        "user": _users(population),
         "num_examples": pa.array(population.partition.sizes - held, pa.int64()),
         "num_holdout": pa.array(held, pa.int64()),
-        "class_counts": pa.array(
-            list(counts.astype(np.int32)) if counts is not None else [None] * len(ids), pa.list_(pa.int32())
-        ),
-        "participations": pa.array([participations.get(client, 0) for client in ids], pa.int32()),
-        "failures": pa.array([failures.get(client, 0) for client in ids], pa.int32()),
-        "accuracy": pa.array([_metric(metrics, client, "accuracy") for client in ids], pa.float64()),
-        "loss": pa.array([_metric(metrics, client, "loss") for client in ids], pa.float64()),
-        "epsilon": pa.nulls(len(ids), pa.float64()) if epsilons is None else pa.array(epsilons, pa.float64()),
+        "class_counts": _class_counts(population),
+        "participations": pa.array(_spread(participations, np.zeros(clients, np.int32))),
+        "failures": pa.array(_spread(failures, np.zeros(clients, np.int32))),
+        **{name: _metric_column(metrics, name, clients) for name in ("accuracy", "loss")},
+        "epsilon": pa.nulls(clients, pa.float64()) if epsilons is None else pa.array(epsilons, pa.float64()),
     }
 
 
-def _metric(metrics: Mapping[int, Mapping[str, float]], client: int, name: str) -> float | None:
-    value = metrics.get(client, {}).get(name)
-    return value if value is not None and np.isfinite(value) else None
+def _spread(values: Mapping[int, float], over: np.ndarray) -> np.ndarray:
+    """Values by client, in their places of `over` (clients,)."""
+    over[np.fromiter(values, np.int64, len(values))] = np.fromiter(values.values(), over.dtype, len(values))
+    return over
 
 
-def _users(population: Population) -> list[str | None]:
-    """The natural user behind a client where all of its rows are one user's."""
-    dataset, partition = population.dataset, population.partition
-    if dataset.train.user is None:
-        return [None] * partition.num_clients
-    holds = partition.sizes > 0  # a forgotten client holds nothing
-    user, starts = dataset.train.user[partition.rows], partition.offsets[:-1][holds]
-    first, last = np.full(len(holds), -1), np.full(len(holds), -2)
-    first[holds], last[holds] = np.minimum.reduceat(user, starts), np.maximum.reduceat(user, starts)
-    return [dataset.users[low] if low == high else None for low, high in zip(first, last, strict=True)]
-
-
-def lineage(population: Population) -> dict[str, Any]:
-    """Which rows of the dataset's training split each client trained on and held out."""
+def _metric_column(metrics: Mapping[int, Mapping[str, float]], name: str, clients: int) -> pa.Array:
+    """(clients,) null where a client was not judged, or its figure is not finite."""
     import pyarrow as pa
 
-    holders = np.flatnonzero(population.partition.sizes).tolist()
-    split = [population.rows(client) for client in holders]
-    return {
-        "client": pa.array(holders, pa.int32()),
-        "rows": pa.array([rows for rows, _ in split], pa.list_(pa.int32())),
-        "holdout_rows": pa.array([rows for _, rows in split], pa.list_(pa.int32())),
-    }
+    found = {client: one[name] for client, one in metrics.items() if one.get(name) is not None}
+    values = _spread(found, np.full(clients, np.nan))
+    return pa.array(values, mask=~np.isfinite(values))
+
+
+def _class_counts(population: Population) -> pa.Array:
+    """(clients,) lists of one number a class; null where they were not counted."""
+    import pyarrow as pa
+
+    clients, counts = population.num_holders, population.class_counts
+    if counts is None:
+        return pa.nulls(clients, pa.list_(pa.int32()))
+    lengths = np.zeros(clients, np.int64)
+    lengths[population.counted] = counts.shape[1]
+    return _lists(counts.ravel(), lengths, lengths == 0)
+
+
+def _lists(values: np.ndarray, lengths: np.ndarray, missing: np.ndarray | None = None) -> pa.Array:
+    """Consecutive values as lists of these lengths (n,), null where `missing` (n,) bool."""
+    import pyarrow as pa
+
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    mask = None if missing is None else pa.array(missing)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.astype(np.int32, copy=False)), mask=mask)
+
+
+def _users(population: Population) -> pa.Array:
+    """(clients,) the natural user behind a client where all of its rows are one user's."""
+    import pyarrow as pa
+
+    dataset, partition = population.dataset, population.partition
+    if dataset.train.user is None:
+        return pa.nulls(partition.num_clients, pa.string())
+    holds = partition.sizes > 0  # a forgotten client holds nothing
+    user, starts = dataset.train.user[np.asarray(partition.rows)], partition.offsets[:-1][holds]
+    first, last = np.full(len(holds), -1), np.full(len(holds), -2)
+    first[holds], last[holds] = np.minimum.reduceat(user, starts), np.maximum.reduceat(user, starts)
+    return pa.array(dataset.users, pa.string()).take(pa.array(first, mask=first != last))
+
+
+MANY = 100_000
+"""Clients above which the held-out rows are drawn, and told in lineage.parquet, of those alone that were asked for them."""
+
+
+def _asked(clients: Mapping[str, Any]) -> np.ndarray:
+    """(clients,) bool: who took part, or failed to, or was judged, by the columns of clients.parquet."""
+    loss = clients["loss"].is_valid().to_numpy(zero_copy_only=False)
+    return loss | (np.asarray(clients["participations"]) > 0) | (np.asarray(clients["failures"]) > 0)
+
+
+def holdout_rule(population: Population) -> str:
+    """How held-out rows are drawn, for a lineage.parquet that does not tell them of everyone."""
+    return (
+        f"share {population.holdout} of each client's rows, rounded down: the first of permutation(rows) by "
+        f"fedsim.rng.numpy_generator(seed={population.seed}, 0, client, 'holdout')"
+    )
+
+
+def lineage(population: Population, asked: np.ndarray) -> Iterator[dict[str, Any]]:
+    """Which rows of the dataset's training split each client trained on and held out; some clients at a time.
+
+    asked: clients that trained or were judged. Of more than MANY clients they alone have had rows held out: of another,
+    `rows` is all that it holds and `holdout_rows` is null.
+    """
+    import pyarrow as pa
+
+    partition = population.partition
+    for start in range(0, partition.num_clients, PACK):
+        clients = np.arange(start, min(start + PACK, partition.num_clients))
+        split = population.holdout_sizes[clients] > 0
+        if partition.num_clients > MANY:
+            split &= np.isin(clients, asked)
+        first, last = partition.offsets[start], partition.offsets[clients[-1] + 1]
+        held = np.zeros(last - first, dtype=bool)
+        for client in clients[split].tolist():
+            mine = slice(*(partition.offsets[client : client + 2] - first))
+            held[mine] = np.isin(partition.client(client), population.rows(client)[1], assume_unique=True)
+        rows, sizes = np.asarray(partition.rows[first:last]), partition.sizes[clients]
+        out = np.where(split, population.holdout_sizes[clients], 0)
+        untold = (population.holdout_sizes[clients] > 0) & ~split
+        there = pa.array(sizes > 0)
+        columns = {
+            "client": pa.array(clients.astype(np.int32)),
+            "rows": _lists(rows[~held], sizes - out),
+            "holdout_rows": _lists(rows[held], out, untold),
+        }
+        yield {name: column.filter(there) for name, column in columns.items()}
 
 
 def peak_memory_mb() -> float:

@@ -6,6 +6,7 @@ Nothing here looks at a clock but `measure`, so a run's bits depend on its confi
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass, replace
@@ -20,9 +21,9 @@ from fedsim.training.client_half import ClientHalf
 from fedsim.training.execution import PRECISIONS, WAYS, Execution, is_out_of_memory
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.per_example import choose as choose_per_example
-from fedsim.training.stack import make_copies
+from fedsim.training.stack import Copies, make_copies
 from fedsim.training.stand_ins import NoStandIn
-from fedsim.training.updates import ClientUpdate
+from fedsim.training.updates import ClientFailure, ClientUpdate
 from fedsim.types import ClientData, FedsimError, Params
 
 CACHE_BYTES = 8 * 2**20
@@ -30,8 +31,8 @@ CACHE_BYTES = 8 * 2**20
 
 MOST_ON_CPU = 64
 MOST_ON_GPU = 256
-SHARES = 8
-"""A round is cut into at least so many chunks where the cohort allows, so that up to this many workers find work."""
+SHARES = 4
+"""The cohort is at least so many times the width, so that as many workers find work."""
 
 ALONE_ON_CPU = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)
 """Layers that keep a core busy with one client, which more of them at once would only slow down."""
@@ -70,6 +71,8 @@ def choose_execution(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: 
     options = replace(Execution(), compile=asked.compile, precision=asked.precision)
     if asked.way == "one":
         return _one(options, "one client at a time, as asked")
+    if asked.way == "auto" and asked.width == "auto" and _better_alone(engine):
+        return _one(options, "one client at a time, since its convolutions or recurrent layers keep a core busy with one")
     words = []
     for way in WAYS[:2] if asked.way == "auto" else (asked.way,):
         reason = refusal(replace(options, way=way, width=2), engine, x, y)
@@ -99,11 +102,11 @@ def _one(options: Execution, why: str) -> Execution:
 def choose_chunk_size(execution: Execution, cohort: float, device: torch.device) -> int:
     """Clients that one node trains before it replies, where the configuration does not say.
 
-    On a CPU a round makes at least twice SHARES chunks, or one a client, so that the last of them does not keep many waiting.
+    On a CPU a round has at least four times SHARES chunks where the width allows, so that the last of them keeps few waiting.
     """
     if device.type == "cuda":
         return max(execution.width, 1)
-    fair = math.ceil(cohort / (2 * SHARES))
+    fair = math.ceil(cohort / (4 * SHARES))
     return max(1, min(MOST_ON_CPU, execution.width * math.ceil(fair / execution.width)))
 
 
@@ -139,26 +142,24 @@ def refusal(trial: Execution, engine: Alone, x: Tensor, y: Tensor) -> str | None
     if engine.local_steps is not None:
         if trial.way != "lockstep":
             return "DP-SGD needs the layers' own rules"
+        if trial.precision == "bfloat16":
+            return "DP-SGD computes in the weights' own numbers"
         try:
             if choose_per_example(engine.local_steps.way, engine.model, engine.objective, x, y) != "fast":
                 return "its examples' gradients are not had by the layers' own rules"
         except FedsimError as error:
             return str(error)
-    settings = replace(engine.settings, epochs=1, batch_size=2, max_steps=2)
-    quiet = None if engine.local_steps is None else replace(engine.local_steps, noise=_no_noise, chances=_every_second)
-    parts = (engine.model, engine.objective, settings, ClientHalf(), 0, engine.smallest_batch, quiet)
     start = {name: array.clone() for name, array in model_arrays(engine.model).items()}
     training = engine.model.training
-    data = {0: ClientData(0, x[:4], y[:4]), 1: ClientData(1, x[4:6].flip(0), y[4:6])}
     try:
         copies = make_copies(engine.model, trial)
-        found = Lockstep(copies, *parts).train(start, [0, 1], data.__getitem__, lambda client: {}, 1)
-        for update in found:
-            (expected,) = Alone(*parts).train(start, [update.client], data.__getitem__, lambda client: {}, 1)
-            if isinstance(expected, ClientUpdate) and not _alike(
-                update, expected, start, 0.05 if not copies.exact else 1e-3
-            ):
-                return "its updates are not those that it gives one client at a time"
+        if wrong := _difference(copies, engine, ClientHalf(), start, x, y):
+            return wrong
+        if type(engine.client_half) is ClientHalf:
+            return None
+        half = copy.deepcopy(engine.client_half)  # clients who do not exist leave no trace in a copy
+        if wrong := _difference(copies, engine, half, start, x, y, may_fail=True):
+            return f"with the client half of this strategy {wrong}"
     except NoStandIn as error:
         return str(error)
     except Exception as error:  # whatever torch.func or a module of somebody's own raises
@@ -170,6 +171,39 @@ def refusal(trial: Execution, engine: Alone, x: Tensor, y: Tensor) -> str | None
             array.copy_(start[name])
         engine.model.train(training)
     return None
+
+
+def _difference(
+    copies: Copies, engine: Alone, half: ClientHalf, start: Params, x: Tensor, y: Tensor, may_fail: bool = False
+) -> str | None:
+    """What two clients' updates have that one client at a time does not give; None for nothing.
+
+    One makes more steps than the other, and larger ones: the other's batch is filled up, which must not matter. may_fail:
+    nothing is wrong with clients that fail either way.
+    """
+    settings = replace(engine.settings, epochs=1, batch_size=3, max_steps=2)
+    quiet = None if engine.local_steps is None else replace(engine.local_steps, noise=_no_noise, chances=_every_second)
+    parts = (engine.model, engine.objective, settings, half, 0, engine.smallest_batch, quiet)
+    data = {0: ClientData(0, x[:6], y[:6]), 1: ClientData(1, x[4:6].flip(0), y[4:6])}
+    before = _random_states(x.device)
+    found = Lockstep(copies, *parts).train(start, [0, 1], data.__getitem__, lambda client: {}, 1)
+    if not all(torch.equal(a, b) for a, b in zip(before, _random_states(x.device), strict=True)):
+        return "it draws random numbers, which would be others than a client draws alone"
+    reasons = []
+    for update in found:
+        (expected,) = Alone(*parts).train(start, [update.client], data.__getitem__, lambda client: {}, 1)
+        if isinstance(expected, ClientFailure):
+            reasons.append(expected.reason)
+            if isinstance(update, ClientUpdate):
+                return f"it gives an update where one client at a time gives none ({expected.reason})"
+        elif not _alike(update, expected, start, 1e-3 if copies.exact else 0.05):
+            return "its updates are not those that it gives one client at a time"
+    return f"it could not be tried ({reasons[0]})" if len(reasons) == len(found) and not may_fail else None
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of torch's own generators, which no client draws from in lockstep."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def _alike(update: object, expected: ClientUpdate, start: Params, tolerance: float) -> bool:
@@ -220,6 +254,14 @@ def _finished(device: torch.device) -> None:
 
 def _heavy(model: nn.Module) -> bool:
     return any(isinstance(module, ALONE_ON_CPU) for module in model.modules())
+
+
+def _better_alone(engine: Alone) -> bool:
+    """On a CPU, a model of convolutions or recurrent layers that spends little on dense ones, whose steps could be fused."""
+    if next(engine.model.parameters()).device.type == "cuda" or not _heavy(engine.model) or engine.local_steps is not None:
+        return False
+    dense = [layer.weight.numel() for layer in engine.model.modules() if isinstance(layer, nn.Linear)]
+    return sum(dense) < sum(weight.numel() for weight in engine.model.parameters()) / 2
 
 
 def _no_noise(size: int, std: float, round: int, client: int, purpose: str) -> Tensor:

@@ -111,6 +111,7 @@ class PrivateClient:
         self, rule: DPSGD, num_trained: int, settings: LocalTraining, data: ClientData, state: Params, round: int
     ) -> None:
         self.rule, self.num_trained, self.data, self.round = rule, num_trained, data, round
+        self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // num_trained))
         self.steps = settings.steps(len(data.x))
         self.expected_batch = expected_batch(settings, len(data.x))
         self.rate = self.expected_batch / len(data.x)
@@ -168,7 +169,6 @@ class PrivateSteps(PrivateClient):
         self.model = model
         self.weights = trained_weights(model)
         super().__init__(rule, sum(weight.numel() for weight in self.weights), settings, data, state, round)
-        self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // self.num_trained))
         self._contexts = ExitStack()
         self._open = (WAYS[way](model, objective), unchanged(model, weights=False))
         self._per_example: PerExample

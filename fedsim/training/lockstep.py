@@ -86,7 +86,7 @@ class Lockstep:
             if plain and not self.corrects and local_steps is None and not copies.compiled and copies.exact:
                 self.fused = fusible(copies)
             private = local_steps is not None
-            copies.captures = lambda name, layer: private or name in self.fused
+            copies.captures = lambda name, layer: name in self.fused or (private and _is_trained(layer))
         self._written = [name for name in copies.trained if name not in {n for own in self.fused.values() for n in own}]
 
     def train(
@@ -181,8 +181,7 @@ class Lockstep:
                     done[copies.active - 1] = copies.client(copies.active - 1, clone=True)
                 copies.narrow(copies.active - 1)
             active = copies.active
-            x, y = group.batch(number, active)
-            copies.sizes = group.sizes(number, active)
+            x, y, copies.sizes = group.batch(number, active)
             if self.fused:
                 self._fused_step(group, x, y, lr)
                 continue
@@ -238,11 +237,16 @@ class Lockstep:
         self, members: list[Member], gradients: list[Tensor], weights: list[Tensor], anchors: list[Tensor]
     ) -> None:
         """The client halves' corrections: all at once where the half says that it works element by element."""
-        if self.client_half.elementwise:
+        if is_elementwise(self.client_half):
             self.client_half.correct(gradients, weights, anchors)
             return
         for row, member in enumerate(members):
-            member.half.correct([g[row] for g in gradients], [w[row] for w in weights], [a[row] for a in anchors])
+            own = [gradient[row] for gradient in gradients]
+            given = list(own)
+            member.half.correct(given, [w[row] for w in weights], [a[row] for a in anchors])
+            for gradient, old, new in zip(gradients, own, given, strict=True):
+                if new is not old:  # put in the list in its stead, which alone is what the step takes
+                    gradient[row] = new.detach()
 
     def _results(
         self, members: list[Member], group: Group, bad: Tensor, done: list[Params | None], lr: float
@@ -269,7 +273,20 @@ class Lockstep:
         if not self.finishes:
             return kept
         load_arrays(self.model, arrays)
-        return {**member.half.finish(member.device, member.steps, lr), **kept}
+        state = member.half.finish(member.device, member.steps, lr)
+        return {**{name: array.clone() for name, array in state.items()}, **kept}  # the model is the next member's
+
+
+def _is_trained(layer: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in layer.parameters())
+
+
+def is_elementwise(half: ClientHalf) -> bool:
+    """Whether the half says so of the very `correct` that it has: a subclass with another has to say it anew."""
+    if "elementwise" in vars(half):
+        return half.elementwise
+    said = next(kind for kind in type(half).__mro__ if {"elementwise", "correct"} & vars(kind).keys())
+    return "elementwise" in vars(said) and half.elementwise
 
 
 class Group:
@@ -293,31 +310,32 @@ class Group:
         matrix = pad_sequence(rows, batch_first=True, padding_value=-1).to(self.x.device)
         return matrix, (counts.cumsum(0) - counts).to(self.x.device), [[len(r) for r in m.rows] for m in self.members]
 
-    def sizes(self, number: int, active: int) -> list[int]:
-        """Rows that count in each active member's batch."""
-        if self.members[0].private is not None:
-            return [len(member.private.rows(number)) for member in self.members[:active]]  # type: ignore[union-attr]
-        return [sizes[number] for sizes in self._drawn[2][:active]]
+    def batch(self, number: int, active: int) -> tuple[Tensor, Tensor, list[int]]:
+        """x, y: (active * b, ...) of step `number`, and how many rows count in each active member's batch.
 
-    def batch(self, number: int, active: int) -> tuple[Tensor, Tensor]:
-        """x, y: (active * b, ...) of step `number`; what fills up a batch has the target IGNORED_TARGET."""
-        sizes = self.sizes(number, active)
+        What fills up a batch has the target IGNORED_TARGET. A Poisson batch is drawn here, once: where the operating system
+        draws, it would be another the next time.
+        """
         if self.members[0].private is not None:
-            drawn = [m.private.rows(number) + o for m, o in zip(self.members[:active], self.offsets, strict=False)]  # type: ignore[union-attr]
-            rows = pad_sequence(drawn, batch_first=True, padding_value=-1).to(self.x.device)
+            drawn = [member.private.rows(number) for member in self.members[:active]]  # type: ignore[union-attr]
+            sizes = [len(one) for one in drawn]
+            placed = [one + offset for one, offset in zip(drawn, self.offsets, strict=False)]
+            rows = pad_sequence(placed, batch_first=True, padding_value=-1).to(self.x.device)
         else:
-            matrix, starts, _ = self._drawn
+            matrix, starts, all_sizes = self._drawn
+            sizes = [own[number] for own in all_sizes[:active]]
             rows = matrix[starts[:active] + number][:, : max(sizes)]
         if min(sizes) == rows.shape[1]:
             flat = rows.flatten()
-            return self.x.index_select(0, flat), self.y.index_select(0, flat)
-        # what fills up is a row of the client's own: one that is not finite must not reach the others
-        own = torch.tensor(self.offsets[:active], device=rows.device)[:, None]
-        filled, flat = (rows < 0).flatten(), torch.where(rows < 0, own, rows).flatten()
+            return self.x.index_select(0, flat), self.y.index_select(0, flat), sizes
+        # what fills up is a row of the client's own batch: another's, or one that was not drawn, might not be finite
+        first = torch.tensor(self.offsets[:active], device=rows.device)[:, None]
+        first = torch.where(rows[:, :1] < 0, first, rows[:, :1])
+        filled, flat = (rows < 0).flatten(), torch.where(rows < 0, first, rows).flatten()
         x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
         if not y.is_floating_point():
             y[filled] = IGNORED_TARGET
-        return x, y
+        return x, y, sizes
 
     def count(self, losses: Tensor, sizes: list[int]) -> None:
         """Take note of losses (k,), which are means over so many rows; they stay on the device."""

@@ -47,7 +47,7 @@ def client_losses(objective: Objective, outputs: Tensor, y: Tensor, clients: int
     """
     losses = row_losses(objective, outputs, y).view(clients, len(y) // clients, -1)  # (clients, b, targets)
     full = min(sizes) == losses.shape[1]
-    if full and objective in ONE_TARGET:
+    if full and objective is regression:  # it alone ignores no target
         return losses.mean((1, 2))
     known = (
         torch.ones_like(losses, dtype=torch.bool) if objective is regression else (y != IGNORED_TARGET).view_as(losses)

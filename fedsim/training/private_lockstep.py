@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.training.dpsgd import PrivateClient
-from fedsim.training.layer_gradients import RULES, Gradients, Stacked
+from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Stacked
 from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, row_losses
 from fedsim.training.stack import Stack
 
@@ -29,26 +29,45 @@ def private_gradients(
     total = torch.stack([client.noise(step) for client in clients]).to(weights[0])  # (k, numbers)
     sizes = [weight[0].numel() for weight in weights]
     pieces = [piece.reshape(weight.shape) for piece, weight in zip(total.split(sizes, dim=1), weights, strict=True)]
-    if len(x):
-        given = _per_example(stack, objective, x, y)
-        places = torch.arange(len(x) // k, device=x.device)
-        counted = (places < torch.tensor(stack.sizes, device=x.device)[:, None]).flatten()  # (k * b,)
-        limits = total.new_tensor([client.clip_norm for client in clients]).repeat_interleave(len(x) // k)
-        factors = _clip_factors(given, limits, rule.clipping)
-        bad |= (~torch.isfinite(factors).all(0) & counted).view(k, -1).any(1)
-        unclipped = ((factors[0] == 1) & counted).view(k, -1).sum(1)
-        factors = torch.where(counted & torch.isfinite(factors), factors, 0)
-        for gradients, piece, factor in zip(given, pieces, factors, strict=True):
-            gradients.add_each_to(piece, factor.view(k, -1))
-    else:
-        unclipped = torch.zeros(k)
+    unclipped = torch.zeros(k, device=total.device)
+    batches, most, drawn = [array.unflatten(0, (k, len(x) // k)) for array in (x, y)], clients[0].most_rows, stack.sizes
+    empty = [row for row, size in enumerate(drawn) if size == 0]
+    untouched = total[empty]
+    for start in range(0, len(x) // k, most):  # in the parts that a client takes alone, so that dropout draws alike
+        stack.sizes = [min(max(size - start, 0), most) for size in drawn]
+        part = [array[:, start : start + most].flatten(0, 1) for array in batches]
+        unclipped += _add_clipped(stack, objective, clients, *part, pieces, bad)
+    total[empty] = untouched  # what fills up an empty batch may be NaN, which times 0 is NaN
     if rule.clipping == "adaptive":
-        for client, count, size in zip(clients, unclipped.tolist(), stack.sizes, strict=True):
+        for client, count, size in zip(clients, unclipped.tolist(), drawn, strict=True):
             client.adapt(count - size / 2, step)
     expected = torch.tensor([float(client.expected_batch) for client in clients], device=total.device)
     for piece in pieces:
         piece /= expected.view(-1, *[1] * (piece.dim() - 1))
     return pieces
+
+
+def _add_clipped(
+    stack: Stack,
+    objective: Objective,
+    clients: Sequence[PrivateClient],
+    x: Tensor,
+    y: Tensor,
+    pieces: list[Tensor],
+    bad: Tensor,
+) -> Tensor:
+    """Add each client's clipped gradients to its `pieces`; gives (k,) how many examples were not clipped."""
+    given, k = _per_example(stack, objective, x, y), len(clients)
+    places = torch.arange(len(x) // k, device=x.device)
+    counted = (places < torch.tensor(stack.sizes, device=x.device)[:, None]).flatten()  # (k * b,)
+    limits = pieces[0].new_tensor([client.clip_norm for client in clients]).repeat_interleave(len(x) // k)
+    factors = _clip_factors(given, limits, clients[0].rule.clipping)
+    bad |= (~torch.isfinite(factors).all(0) & counted).view(k, -1).any(1)
+    unclipped = ((factors[0] == 1) & counted).view(k, -1).sum(1)
+    factors = torch.where(counted & torch.isfinite(factors), factors, 0)
+    for gradients, piece, factor in zip(given, pieces, factors, strict=True):
+        gradients.add_each_to(piece, factor.view(k, -1))
+    return unclipped
 
 
 def _per_example(stack: Stack, objective: Objective, x: Tensor, y: Tensor) -> list[Gradients]:
@@ -64,6 +83,8 @@ def _per_example(stack: Stack, objective: Objective, x: Tensor, y: Tensor) -> li
         if output is not None:
             dot = f"{call.name}." if call.name else ""
             for key, gradients in RULES[type(call.layer)](call.layer, call.inputs, output).items():
+                if f"{dot}{key}" in found:
+                    raise NoRule(f"{call.layer} is called twice")
                 found[f"{dot}{key}"] = gradients
     return [
         found.get(name) or Stacked(x.new_zeros(len(x), *stack.arrays[name].shape[1:], dtype=stack.arrays[name].dtype))

@@ -53,6 +53,8 @@ class Copies:
         self.trained = [name for name, array in model.named_parameters() if array.requires_grad]
         self.num_trained = sum(self.arrays[name][0].numel() for name in self.trained)
         self._weights: Params = {}
+        if hooked := [name for name, array in model.named_parameters() if array._backward_hooks]:
+            raise NoStandIn(f"{hooked[0]} has a hook on its gradient")
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (active * b, ...) -> outputs, of every client's rows by its own weights."""
@@ -92,7 +94,7 @@ class Copies:
 
     def finite(self, clients: int) -> Tensor:
         """(clients,) whether all of a client's numbers are finite. A sum tells in a fraction of the time; it may overflow."""
-        arrays = [array[:clients].flatten(1) for array in self.arrays.values()]
+        arrays = [array[:clients].reshape(clients, -1) for array in self.arrays.values()]
         finite = torch.isfinite(torch.stack([array.sum(1) for array in arrays])).all(0)
         return finite if finite.all() else torch.stack([torch.isfinite(array).all(1) for array in arrays]).all(0)
 

@@ -138,8 +138,10 @@ class Lookup(StandIn):
         weight = self.holder.weight(f"{self.dot}weight")
         k, symbols, width = weight.shape
         offsets = (torch.arange(k, device=x.device) * symbols).repeat_interleave(len(x) // k)
-        rows = x + offsets.view(-1, *[1] * (x.dim() - 1))
-        out = F.embedding(rows, weight.view(k * symbols, width))
+        places = x + offsets.view(-1, *[1] * (x.dim() - 1))
+        # no symbol: refused, not read from another client's table
+        places = torch.where((x < 0) | (x >= symbols), k * symbols, places)
+        out = F.embedding(places, weight.view(k * symbols, width))
         self.holder.capture(self.name, self.layer, x, out)
         return out
 
@@ -179,7 +181,8 @@ class Recurrent(StandIn):
             c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
             h = torch.sigmoid(o) * torch.tanh(c)
             outputs.append(h)
-        return torch.stack(outputs, dim=2).flatten(0, 1), h.flatten(0, 1), c.flatten(0, 1)
+        series = torch.stack(outputs).movedim(0, 2)  # in memory time comes first, as in nn.LSTM
+        return series.flatten(0, 1), h.flatten(0, 1), c.flatten(0, 1)
 
 
 class Drop(StandIn):
@@ -188,12 +191,13 @@ class Drop(StandIn):
     def forward(self, x: Tensor) -> Tensor:
         """x: (k * b, ...) -> the same; rows that only fill up a client's batch are zero."""
         keep = 1 - self.layer.p
-        if keep == 1:
+        if keep == 1 or not self.training:  # a model's own `train` may leave this layer in evaluation
             return x
         k = self.holder.active
-        noise = torch.zeros_like(x).unflatten(0, (k, -1))
-        for own, size, generator in zip(noise, self.holder.sizes, self.holder.generators, strict=True):
-            own[:size].bernoulli_(keep, generator=generator)
+        noise, like = (array.unflatten(0, (k, -1)) for array in (torch.zeros_like(x), x))
+        for own, one, size, generator in zip(noise, like, self.holder.sizes, self.holder.generators[:k], strict=True):
+            # drawn in the order in memory, which of what an LSTM gives is not that of the rows
+            own[:size] = torch.empty_like(one[:size]).bernoulli_(keep, generator=generator)
         return x * noise.flatten(0, 1).div_(keep)
 
 
@@ -244,8 +248,10 @@ def stand_in(holder: Holder, name: str, layer: nn.Module) -> nn.Module | None:
         kind, reason_of = found
         if reason := reason_of(layer):
             raise NoStandIn(f"{where} has {reason}")
-        if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
             raise NoStandIn(f"{where} has hooks")
+        if "forward" in vars(layer):
+            raise NoStandIn(f"{where} has a forward of its own")
         return kind(holder, name, layer)
     if any(True for _ in layer.parameters(recurse=False)):
         raise NoStandIn(f"{where} has weights of its own and no batched form")

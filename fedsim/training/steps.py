@@ -51,6 +51,8 @@ def make_stacked_step(settings: LocalTraining, copies: Copies, lr: float) -> Ste
         return SGD(lr, settings.momentum, settings.weight_decay)
     if type(optimizer) not in ELEMENTWISE:
         raise NoStandIn(f"the optimiser {type(optimizer).__name__} may look at a client's weights as a whole")
+    if len(optimizer.param_groups) > 1:  # by their shapes perhaps, which have one dimension more here
+        raise NoStandIn(f"the optimiser {type(optimizer).__name__} treats some weights unlike others")
 
     def step(weights: list[Tensor], gradients: list[Tensor]) -> None:
         for weight, gradient in zip(everything, gradients, strict=True):
@@ -87,7 +89,7 @@ class SGD:
 
 def clip_each(gradients: list[Tensor], max_norm: float) -> None:
     """As `clip_gradients`, for stacked gradients (k, ...): each client's own to `max_norm`."""
-    norms = torch.stack([torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients])  # (parameters, k)
+    norms = torch.stack([torch.linalg.vector_norm(g.reshape(len(g), -1), dim=1) for g in gradients])  # (parameters, k)
     factors = (max_norm / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))

@@ -46,6 +46,7 @@ class Trainer:
     execution: Execution = ONE_AT_A_TIME
     _made: tuple[tuple[Any, ...], Alone | Lockstep] | None = field(default=None, init=False, repr=False)
     _was_halved: bool = field(default=False, init=False, repr=False)
+    _was_told: bool = field(default=False, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker makes an engine of its own."""
@@ -69,6 +70,7 @@ class Trainer:
             except Exception as error:  # of the group as one: whose it is shows when each trains by itself
                 if self._halved(error):
                     continue
+                self._tell_apart(group, error)
                 for client in group:
                     yield from engine.train(received, [client], data_of, state_of, round)
             waiting = waiting[len(group) :]
@@ -96,6 +98,13 @@ class Trainer:
                 engine = Lockstep(make_copies(self.model, self.execution), *parts)
             self._made = (*parts, self.execution), engine
         return self._made[1]
+
+    def _tell_apart(self, group: list[int], error: Exception) -> None:
+        """Say once in a run, in this process, that a group is trained one by one, which takes its time."""
+        if len(group) > 1 and not self._was_told:
+            reason = ClientFailure.of(group[0], error).reason.splitlines()[0]
+            log.warning("%d clients could not be trained together (%s); each is trained by itself", len(group), reason)
+            self._was_told = True
 
     def _halved(self, error: Exception) -> bool:
         """Whether memory ran out and half the width is worth a try: once in a run, in this process."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedsim.checks import require_int
-from fedsim.data.partition.index import Columns
+from fedsim.data.partition.index import Blocks, Columns
 from fedsim.types import FedsimError
 
 
@@ -74,7 +74,7 @@ def require_classes_per_client(key: str, value: int, codes: np.ndarray) -> None:
         )
 
 
-def require_users(scheme: str, columns: Columns) -> np.ndarray:
+def require_users(scheme: str, columns: Columns) -> np.ndarray | Blocks:
     """(n,) users of the rows."""
     if columns.user is None:
         raise FedsimError(

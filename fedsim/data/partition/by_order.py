@@ -6,8 +6,8 @@ import numpy as np
 
 from fedsim.checks import require_choice, require_number
 from fedsim.data.partition.arguments import require_clients
-from fedsim.data.partition.flower import deal
 from fedsim.data.partition.index import Columns, Partition
+from fedsim.data.partition.shuffled import dealt, draws, even_sizes, in_blocks, shuffled_rows
 from fedsim.rng import SERVER, numpy_generator
 from fedsim.types import FedsimError
 
@@ -25,12 +25,23 @@ def continuous(
     if column is None:
         raise FedsimError("the dataset's rows have no time; set partition.partition_by=label or choose another dataset")
     require_number("partition.strictness", strictness, low=0, high=1)
-    return deal(
-        _ranks(column, seed) if strictness in (0, 1) else _standardized(column, partition_by),
-        seed,
-        lambda flwr, s: flwr.ContinuousPartitioner(clients, "value", float(strictness), shuffle=False, seed=s),
-        f"partition=continuous cannot order the rows by {partition_by}; set partition.strictness=0",
-    )
+    failure = f"partition=continuous cannot order the rows by {partition_by}; set partition.strictness=0"
+    values = _ranks(column, seed) if strictness in (0, 1) else _standardized(column, partition_by)
+    order = shuffled_rows(len(values), seed)
+    noise = draws(seed).normal(size=len(order))
+    score = noise if strictness == 0 else strictness * _single(values[order], failure) + (1 - strictness) * noise
+    owner = np.empty(len(order), np.int64)
+    owner[np.argsort(score, kind="stable")] = in_blocks(even_sizes(len(order), clients), len(order))
+    return dealt(order, owner, clients, failure)
+
+
+def _single(values: np.ndarray, failure: str) -> np.ndarray:
+    """(n,) standardized in float32, as flwr-datasets has it: so that rows fall where its partitioner puts them."""
+    values = values.astype(np.float32)
+    spread = values.std()
+    if spread < 1e-6:
+        raise FedsimError(failure)
+    return (values - values.mean()) / spread
 
 
 def _ranks(column: np.ndarray, seed: int) -> np.ndarray:

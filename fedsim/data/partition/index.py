@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class Columns(NamedTuple):
     """
 
     label: np.ndarray
-    user: np.ndarray | None = None
+    user: np.ndarray | Blocks | None = None
     time: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> Columns:
@@ -25,10 +26,13 @@ class Columns(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """An index of rows by client. offsets: (num_clients + 1,) int64 from 0; rows: (assigned,) int64 row numbers."""
+    """An index of rows by client. offsets: (num_clients + 1,) int64 from 0; rows: (assigned,) int64 row numbers.
+
+    rows may be a `range`, which takes no memory however many clients there are.
+    """
 
     offsets: np.ndarray
-    rows: np.ndarray
+    rows: np.ndarray | range
 
     @property
     def num_clients(self) -> int:
@@ -44,7 +48,31 @@ class Partition(NamedTuple):
         """Rows of one client, ascending: a view, so that asking costs nothing; IndexError for a client there is not."""
         if not 0 <= client < self.num_clients:
             raise IndexError(f"client {client} of {self.num_clients}")
-        return self.rows[self.offsets[client] : self.offsets[client + 1]]
+        return np.asarray(self.rows[self.offsets[client] : self.offsets[client + 1]])
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The user of each row, where users 0, 1, 2 ... hold `size` consecutive rows each; numpy sees the array that it stands for."""
+
+    users: int
+    size: int
+
+    def __len__(self) -> int:
+        return self.users * self.size
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(rows) // self.size
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.repeat(np.arange(self.users, dtype=dtype), self.size)
+
+    def partition(self, chosen: np.ndarray | None) -> Partition:
+        """Each user a client, or each of those chosen (clients,)."""
+        if chosen is None:
+            return Partition(np.arange(self.users + 1) * self.size, range(len(self)))
+        rows = chosen[:, None] * self.size + np.arange(self.size)
+        return Partition(np.arange(len(chosen) + 1) * self.size, rows.ravel())
 
 
 def offsets_of(sizes: np.ndarray) -> np.ndarray:

@@ -28,9 +28,11 @@ def client_classes(run: Run) -> Figure | None:
     largest = -np.sort(-shares[counts.sum(1) > 0], axis=1)
     typical = np.median((np.cumsum(largest, axis=1) < 0.9 - 1e-12).sum(1) + 1)
     title = f"{typical:.3g} of {counts.shape[1]} classes make up 90% of what the median client holds"
-    if counts.shape[0] <= MAX_BUBBLE_CLIENTS and counts.shape[1] <= MAX_BUBBLE_CLASSES:
+    everybody = len(counts) == len(run.users)
+    if everybody and counts.shape[0] <= MAX_BUBBLE_CLIENTS and counts.shape[1] <= MAX_BUBBLE_CLASSES:
         return _bubbles(title, counts, _class_names(run), run.users)
-    return _heat_map(title, counts, _class_names(run))
+    who = f"{len(counts):,} clients" + ("" if everybody else f" drawn by chance from {len(run.users):,}")
+    return _heat_map(title, counts, _class_names(run), who)
 
 
 def _class_names(run: Run) -> list[str]:
@@ -91,7 +93,7 @@ def _name_clients(axes: Axes, names: list[str]) -> None:
             label.set_horizontalalignment("right")
 
 
-def _heat_map(title: str, counts: np.ndarray, names: list[str]) -> Figure:
+def _heat_map(title: str, counts: np.ndarray, names: list[str], who: str) -> Figure:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import PercentFormatter
 
@@ -113,7 +115,7 @@ def _heat_map(title: str, counts: np.ndarray, names: list[str]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.set_ylabel("class" if few else "class, most common first")
     counts_axis(axes.xaxis)
-    axes.set_xlabel(f"{len(counts):,} clients, {how} (white: none of the class)")
+    axes.set_xlabel(f"{who}, {how} (white: none of the class)")
     return figure
 
 

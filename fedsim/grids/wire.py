@@ -1,0 +1,142 @@
+"""How objects go to another process and come back: pickled, with their arrays in shared memory that has no name.
+
+Arrays of 64 KiB and more are written once into a block of memory behind a file descriptor, which travels over the Unix
+socket beside the pickle. The receiver maps the block, privately: it may read and even change its arrays, and no one else sees
+that. Nothing is left to be cleaned up when a process is killed: a block is gone with its last descriptor and mapping.
+
+What is unpickled here comes from this program's own processes, over sockets that only they hold.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import pickle
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LARGE = 1 << 16
+"""Bytes from which an array goes into shared memory."""
+ALIGNED = 64
+
+
+class Parcel(NamedTuple):
+    """A pickled object. spans: (offset, bytes) of its arrays in the block. block: a file descriptor, or None without any.
+
+    A large pickle lies in the block too: then `pickled` is empty, and it and the spans are found at `head` there.
+    """
+
+    pickled: bytes
+    spans: list[tuple[int, int]]
+    block: int | None = None
+    head: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        """Let go of the block; who has mapped it keeps it."""
+        if self.block is not None:
+            os.close(self.block)
+
+
+class _Pickler(pickle.Pickler):
+    """As pickle, but tensors become numpy arrays, whose memory need not pass through the pickle; those on a GPU come to the CPU."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not Tensor or obj.layout is not torch.strided or obj.requires_grad or obj.is_quantized:
+            return NotImplemented
+        if not obj.is_contiguous() or obj.is_conj() or obj.is_neg():
+            return NotImplemented
+        raw = obj.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        return _tensor, (raw, obj.dtype, tuple(obj.shape))
+
+
+def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+def pack(obj: Any) -> Parcel:
+    """Pickle an object. Raises what pickle raises."""
+    large: list[memoryview] = []
+    spans: list[tuple[int, int]] = []
+
+    def keep_inside(buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes < LARGE:
+            return True
+        spans.append((_end(spans), raw.nbytes))
+        large.append(raw)
+        return False
+
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=keep_inside).dump(obj)
+    if stream.tell() < LARGE and len(spans) < LARGE // 32:
+        return Parcel(stream.getvalue(), spans, _block(large, spans) if large else None)
+    # what goes through the socket stays far below its buffer, so that two sides that both send cannot wait for each other
+    whole = pickle.dumps((stream.getvalue(), spans), protocol=5)
+    head = _end(spans), len(whole)
+    return Parcel(b"", [], _block([*large, memoryview(whole)], [*spans, head]), head)
+
+
+def _end(spans: list[tuple[int, int]]) -> int:
+    return sum(spans[-1]) + -sum(spans[-1]) % ALIGNED if spans else 0
+
+
+def unpack(parcel: Parcel) -> Any:
+    """The object again; its large arrays lie in the mapped block for as long as they live."""
+    if parcel.block is None:
+        return _load(parcel.pickled)
+    mapped = mmap.mmap(parcel.block, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    view, pickled, spans = memoryview(mapped), parcel.pickled, parcel.spans
+    if parcel.head is not None:
+        start, size = parcel.head
+        pickled, spans = _load(view[start : start + size])
+    return _load(pickled, [view[start : start + size] for start, size in spans])
+
+
+def _load(pickled: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
+    return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - of our own making, over a socket that only we hold
+
+
+def _block(buffers: Sequence[memoryview], spans: list[tuple[int, int]]) -> int:
+    """A file descriptor of unnamed memory that holds the buffers."""
+    if sys.platform == "linux":  # not bounded by the size of /dev/shm, which is small in a container
+        block = os.memfd_create("fedsim", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            block = os.dup(file.fileno())
+    try:
+        os.ftruncate(block, sum(spans[-1]))
+        for raw, (start, _) in zip(buffers, spans, strict=True):
+            written = 0
+            while written < raw.nbytes:  # the kernel takes 2 GiB at a time at most
+                written += os.pwrite(block, raw[written:], start + written)
+    except BaseException:
+        os.close(block)
+        raise
+    return block
+
+
+def send(connection: Connection, label: str, parcel: Parcel) -> None:
+    """Over a Unix socket. Raises OSError where the other side is gone."""
+    connection.send_bytes(pickle.dumps((label, parcel._replace(block=None), parcel.block is not None), protocol=5))
+    if parcel.block is not None:
+        reduction.send_handle(connection, parcel.block, None)
+
+
+def receive(connection: Connection) -> tuple[str, Any]:
+    """The label and the object that were sent. Raises EOFError or OSError where the other side is gone."""
+    label, parcel, has_block = _load(connection.recv_bytes())
+    if has_block:
+        parcel = parcel._replace(block=reduction.recv_handle(connection))
+    try:
+        return label, unpack(parcel)
+    finally:
+        parcel.close()
