@@ -1,4 +1,4 @@
-"""Clients' states on disk past a bound: the same bits as in memory, whole under a kill at any time, and no more files than needed."""
+"""Clients' states on disk past a bound: the same bits as in memory, whole under a kill, in no more files than needed."""
 
 from __future__ import annotations
 

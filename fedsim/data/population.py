@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fedsim.data.dataset import Dataset
 from fedsim.data.made import MOST_AT_ONCE, MadeExamples
 from fedsim.data.partition import Partition
 from fedsim.data.prepared import Prepared
+from fedsim.data.resident import Resident
 from fedsim.training.objectives import IGNORED_TARGET
 from fedsim.types import ClientData
 
@@ -46,6 +48,7 @@ class Population:
         device: torch.device | str = "cpu",
         cache_mb: int = 256,
     ) -> None:
+        self._resident: Resident | None = None
         self.dataset, self.partition, self.corruption = dataset, partition, corruption
         self._prepared = Prepared(self._worth_keeping(cache_mb * 10**6))
         self.holdout, self.seed, self.device = holdout, seed, torch.device(device)
@@ -61,6 +64,10 @@ class Population:
         x, y = self.dataset.one_row
         row = self.dataset.preprocess(x).nbytes + y.nbytes
         return most_bytes if most_bytes >= LEAST_KEPT * row * int(self.partition.offsets[-1]) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process has a device of its own."""
+        return {**self.__dict__, "_resident": None}
 
     @property
     def num_clients(self) -> int:
@@ -92,7 +99,9 @@ class Population:
         return self._materialise(client, self.rows(client)[1], training=False)
 
     def _materialise(self, client: int, rows: np.ndarray, *, training: bool) -> ClientData:
-        x, y = (column.to(self.device) for column in self.dataset.train.take(rows))
+        if self._resident is None or self._resident.device != self.device:
+            self._resident = Resident(self.dataset.train, self.device)
+        x, y = self._resident.take(rows)
         with torch.no_grad():
             x = self.preprocess(x)
         x, y = self.corruption.apply(
