@@ -408,6 +408,16 @@ def test_a_model_that_looks_across_its_batch_is_not_stacked() -> None:
     assert alone.way == "one" and "BatchNorm1d" in alone.why
 
 
+@pytest.mark.parametrize("keys", [{}, {"width": "measure"}], ids=["rule", "measured"])
+@pytest.mark.parametrize("name", ["mlp", "resnet", "own weights"])
+def test_choosing_leaves_the_model_as_it_was(name: str, keys: dict[str, Any]) -> None:
+    trainer = Trainer(made(name, torch.float32).eval(), objective_of(name), PLAIN, ClientHalf(), 11)
+    before = {n: a.clone() for n, a in model_arrays(trainer.model).items()}
+    x, y = data_of(name, torch.float32)(0)[1:]
+    choose_execution(Asked(**keys), trainer.alone(), x, y, cohort=100)
+    assert gap(model_arrays(trainer.model), before) == 0 and not trainer.model.training
+
+
 def test_measuring_gives_a_width_that_was_measured() -> None:
     found = asked("mlp", width="measure")
     assert "measured" in found.why and found.width >= 1

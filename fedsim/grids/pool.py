@@ -26,7 +26,10 @@ AHEAD = 4
 
 
 class Event(NamedTuple):
-    """A worker's oldest task was answered; or (`died`: of what, in words) the worker and all its tasks are lost."""
+    """A worker's oldest task was answered; or the worker and all its tasks are lost.
+
+    died: of what, in words; "" where the worker could not be had at all, which is not its task's fault.
+    """
 
     worker: int
     answer: Answer | None
@@ -115,7 +118,7 @@ def in_order(crew: Crew, tasks: Tasks) -> Iterator[Answer]:
                     done[given[event.worker].popleft()] = event.answer
                     continue
                 lost = given[event.worker]
-                if lost:
+                if lost and event.died:
                     deaths[lost[0]] += 1
                     if deaths[lost[0]] == ATTEMPTS:
                         raise given_up(event.died)

@@ -15,6 +15,7 @@ import os
 import pickle
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
@@ -27,6 +28,9 @@ from torch import Tensor
 LARGE = 1 << 16
 """Bytes from which an array goes into shared memory."""
 ALIGNED = 64
+
+Apart = tuple[bytes, list[np.ndarray]]
+"""A pickled object, and the bytes of its large arrays beside it."""
 
 
 class Parcel(NamedTuple):
@@ -64,25 +68,48 @@ def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
 
 def pack(obj: Any) -> Parcel:
     """Pickle an object. Raises what pickle raises."""
-    large: list[memoryview] = []
+    pickled, large = _dump(obj)
     spans: list[tuple[int, int]] = []
+    for raw in large:
+        spans.append((_end(spans), raw.nbytes))
+    if len(pickled) < LARGE and len(spans) < LARGE // 32:
+        return Parcel(pickled, spans, _block(large, spans) if large else None)
+    # what goes through the socket stays far below its buffer, so that two sides that both send cannot wait for each other
+    whole = pickle.dumps((pickled, spans), protocol=5)
+    head = _end(spans), len(whole)
+    return Parcel(b"", [], _block([*large, memoryview(whole)], [*spans, head]), head)
+
+
+def _dump(obj: Any) -> tuple[bytes, list[memoryview]]:
+    """An object pickled, less its large arrays."""
+    large: list[memoryview] = []
 
     def keep_inside(buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
         if raw.nbytes < LARGE:
             return True
-        spans.append((_end(spans), raw.nbytes))
         large.append(raw)
         return False
 
     stream = io.BytesIO()
     _Pickler(stream, protocol=5, buffer_callback=keep_inside).dump(obj)
-    if stream.tell() < LARGE and len(spans) < LARGE // 32:
-        return Parcel(stream.getvalue(), spans, _block(large, spans) if large else None)
-    # what goes through the socket stays far below its buffer, so that two sides that both send cannot wait for each other
-    whole = pickle.dumps((stream.getvalue(), spans), protocol=5)
-    head = _end(spans), len(whole)
-    return Parcel(b"", [], _block([*large, memoryview(whole)], [*spans, head]), head)
+    return stream.getvalue(), large
+
+
+def apart(obj: Any) -> Apart:
+    """Pickle an object for a carrier that has a way of its own with arrays. Raises what pickle raises."""
+    pickled, large = _dump(obj)
+    return pickled, [np.frombuffer(raw, np.uint8) for raw in large]
+
+
+def together(parts: Apart, *, shared: bool = False) -> Any:
+    """The object again. Its large arrays are its own; `shared`: they are the carrier's, and nobody may change them."""
+    pickled, large = parts
+    if not shared:
+        return _load(pickled, [array.copy().data for array in large])
+    with warnings.catch_warnings():  # torch has no read-only tensors and warns
+        warnings.simplefilter("ignore")
+        return _load(pickled, [array.data for array in large])
 
 
 def _end(spans: list[tuple[int, int]]) -> int:

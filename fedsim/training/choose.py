@@ -65,8 +65,19 @@ class Asked:
 def choose_execution(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float) -> Execution:
     """How to train. engine: the run's own, one client at a time. x, y: made-up examples, at least six. cohort: clients a round.
 
-    Raises FedsimError where the way that was asked for does not take the model.
+    The engine's model is left as it was. Raises FedsimError where the way that was asked for does not take the model.
     """
+    arrays = model_arrays(engine.model)
+    before, training = {name: array.clone() for name, array in arrays.items()}, engine.model.training
+    try:
+        return _chosen(asked, engine, x, y, cohort)
+    finally:
+        for name, array in arrays.items():
+            array.copy_(before[name])
+        engine.model.train(training)
+
+
+def _chosen(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float) -> Execution:
     device = next(engine.model.parameters()).device
     options = replace(Execution(), compile=asked.compile, precision=asked.precision)
     if asked.way == "one":
@@ -166,10 +177,6 @@ def refusal(trial: Execution, engine: Alone, x: Tensor, y: Tensor) -> str | None
         if is_out_of_memory(error):
             raise
         return (str(error).strip().splitlines() or [type(error).__name__])[0]
-    finally:
-        for name, array in model_arrays(engine.model).items():
-            array.copy_(start[name])
-        engine.model.train(training)
     return None
 
 
@@ -218,9 +225,12 @@ def measure(found: Execution, memory_mb: int, engine: Alone, x: Tensor, y: Tenso
     """The quickest of several widths, and of one client at a time, on made-up clients of two batches each."""
     size = sum(array.nbytes for array in model_arrays(engine.model).values())
     most = min(MOST_ON_GPU, max(1, math.ceil(cohort)), max(1, int(memory_mb * 1e6) // bytes_each(engine, size, x)))
-    widths = [width for width in (1, 2, 4, 8, 16, 32, 64, 128, 256) if width <= most]
-    speeds = {width: _seconds_a_client(replace(found, width=width), engine, x, y) for width in widths}
     alone = _seconds_a_client(replace(found, way="one", width=1), engine, x, y)
+    speeds: dict[int, float] = {}
+    for width in (width for width in (1, 2, 4, 8, 16, 32, 64, 128, 256) if width <= most):
+        speeds[width] = _seconds_a_client(replace(found, width=width), engine, x, y)
+        if speeds[width] > 1.3 * min(speeds.values()):  # wider is slower by now
+            break
     width = min(speeds, key=speeds.__getitem__)
     if alone < speeds[width]:
         return replace(found, way="one", width=1, why=f"measured: {alone * 1e3:.3g} ms a client one at a time")

@@ -55,7 +55,8 @@ def client_losses(objective: Objective, outputs: Tensor, y: Tensor, clients: int
     if not full:
         places = torch.arange(losses.shape[1], device=y.device)
         known = known & (places < torch.tensor(sizes, device=y.device)[:, None])[..., None]
-    return torch.where(known, losses, 0).sum((1, 2)) / known.sum((1, 2))
+        losses = torch.where(known, losses, 0)
+    return losses.sum((1, 2)) / known.sum((1, 2))
 
 
 def row_losses(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:

@@ -30,13 +30,14 @@ def private_gradients(
     sizes = [weight[0].numel() for weight in weights]
     pieces = [piece.reshape(weight.shape) for piece, weight in zip(total.split(sizes, dim=1), weights, strict=True)]
     unclipped = torch.zeros(k, device=total.device)
-    batches, most, drawn = [array.unflatten(0, (k, len(x) // k)) for array in (x, y)], clients[0].most_rows, stack.sizes
+    xs, ys = (array.unflatten(0, (k, len(x) // k)) for array in (x, y))
+    most, drawn = clients[0].most_rows, stack.sizes
     empty = [row for row, size in enumerate(drawn) if size == 0]
     untouched = total[empty]
-    for start in range(0, len(x) // k, most):  # in the parts that a client takes alone, so that dropout draws alike
+    for start in range(0, xs.shape[1], most):  # in the parts that a client takes alone, so that dropout draws alike
         stack.sizes = [min(max(size - start, 0), most) for size in drawn]
-        part = [array[:, start : start + most].flatten(0, 1) for array in batches]
-        unclipped += _add_clipped(stack, objective, clients, *part, pieces, bad)
+        x, y = (array[:, start : start + most].flatten(0, 1) for array in (xs, ys))
+        unclipped += _add_clipped(stack, objective, clients, x, y, pieces, bad)
     total[empty] = untouched  # what fills up an empty batch may be NaN, which times 0 is NaN
     if rule.clipping == "adaptive":
         for client, count, size in zip(clients, unclipped.tolist(), drawn, strict=True):

@@ -194,10 +194,9 @@ class Drop(StandIn):
         if keep == 1 or not self.training:  # a model's own `train` may leave this layer in evaluation
             return x
         k = self.holder.active
-        noise, like = (array.unflatten(0, (k, -1)) for array in (torch.zeros_like(x), x))
-        for own, one, size, generator in zip(noise, like, self.holder.sizes, self.holder.generators[:k], strict=True):
-            # drawn in the order in memory, which of what an LSTM gives is not that of the rows
-            own[:size] = torch.empty_like(one[:size]).bernoulli_(keep, generator=generator)
+        noise = torch.zeros_like(x).unflatten(0, (k, -1))  # drawn in the order in memory, as x lies
+        for own, size, generator in zip(noise, self.holder.sizes, self.holder.generators[:k], strict=True):
+            own[:size].bernoulli_(keep, generator=generator)
         return x * noise.flatten(0, 1).div_(keep)
 
 
