@@ -120,7 +120,8 @@ def build(cfg: DictConfig) -> Parts:
     )
     cohort = sampler.expected_size(population.num_clients)
     x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 6))
-    trainer.execution = choose_execution(grid, trainer.alone(), x, y, cohort)
+    largest = max(1, int(setting.num_examples.max()))
+    trainer.execution = choose_execution(grid, trainer.alone(), x, y, cohort, largest)
     chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
     server = Server(
         algorithm=algorithm,

@@ -27,6 +27,9 @@ from fedsim.training.evaluation import (
 from fedsim.training.updates import ClientFailure
 from fedsim.types import ClientData, Params
 
+PACK_BYTES = 32 * 2**20
+"""Of held-out data that run as one."""
+
 Figures = dict[str, float]
 """Of one client: num-examples (targets), loss and, but for regression, accuracy. A model that has diverged has a loss of NaN."""
 
@@ -96,8 +99,9 @@ class Judge:
         return ClientData(client, test.x, test.y)
 
     def _packs(self, clients: Sequence[int], failed: dict[int, ClientFailure]) -> Iterator[list[ClientData]]:
-        """Clients' held-out data, about SECTION batches in memory at a time."""
+        """Clients' held-out data, about SECTION batches or PACK_BYTES in memory at a time."""
         pack: list[ClientData] = []
+        rows, size = 0, 0
         for client in clients:
             try:
                 data = self._data(client, "holdout")
@@ -106,9 +110,10 @@ class Judge:
                 continue
             if len(data.x):
                 pack.append(data)
-            if sum(len(one.x) for one in pack) >= SECTION * self.batch_size:
+                rows, size = rows + len(data.x), size + data.x.nbytes
+            if rows >= SECTION * self.batch_size or size >= PACK_BYTES:
                 yield pack
-                pack = []
+                pack, rows, size = [], 0, 0
         if pack:
             yield pack
 

@@ -20,7 +20,7 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
     last = state.rows[-1]
     best = max((r for r in state.rows if r["accuracy"] is not None), key=lambda r: r["accuracy"], default=None)
     trained = sum(state.participations.values())
-    train_seconds = sum(float(row.get("train_seconds", row["seconds"])) for row in state.rows)  # an old checkpoint has one alone
+    train_seconds = sum(row["train_seconds"] for row in state.rows)
     return {
         "experiment": parts.name,
         "seed": parts.server.seed,

@@ -23,7 +23,7 @@ from fedsim.parts import Parts
 from fedsim.privacy.base import Protection
 from fedsim.subject import subject_of
 from fedsim.training import OBJECTIVES, ClientHalf, LocalTraining, Trainer
-from fedsim.training.dpsgd import PrivateSteps
+from fedsim.training.dpsgd import PrivateClient
 from fedsim.training.arrays import model_arrays
 from fedsim.types import FedsimError, Params
 
@@ -154,13 +154,13 @@ def test_no_draw_is_shared_between_shadows_and_with_the_run() -> None:
 def test_a_shadow_keeps_its_clipping_norm_from_round_to_round(monkeypatch: pytest.MonkeyPatch) -> None:
     made = parts(*PRIVATE, "privacy.clipping=adaptive", "privacy.noise_multiplier=0.01")
     begun: list[float] = []
-    inner = PrivateSteps.__init__
+    inner = PrivateClient.__init__
 
-    def watching(self: PrivateSteps, *words: Any) -> None:
+    def watching(self: PrivateClient, *words: Any) -> None:
         inner(self, *words)
         begun.append(self.clip_norm)
 
-    monkeypatch.setattr(PrivateSteps, "__init__", watching)
+    monkeypatch.setattr(PrivateClient, "__init__", watching)
     _, x, y = made.population.training_data(0)
     shadow_training(made.trainer, 3, 0)(start_of(made), x, y, 0)
     assert begun[0] == 1.0 and len(set(begun)) == 3

@@ -19,7 +19,7 @@ from fedsim import flower, judging
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.grids.base import evaluation_chunk
 from fedsim.judging import Judge
-from fedsim.nodes import Nodes
+from fedsim.nodes import Cohort, Nodes
 from fedsim.rounds import Outcome
 from fedsim.training.evaluation import (
     across_clients,
@@ -248,6 +248,7 @@ def test_central_evaluation_in_any_number_of_shards_gives_the_same_bits(kind: st
         grid_of = type("Sharded", (type(grid),), {"shards": shards})
         grid.__class__ = grid_of
         assert server._on_test_split(grid, arrays) == whole, shards
+    assert server._on_test_split(Cohort(made.grid(), []), arrays) == whole  # a grid that is not ours: here
     found = predict(made.model, dataset.test.x, dataset.test.y, dataset.task, 3, made.population.preprocess)
     at_once = metrics_of(found, dataset.num_outputs)
     assert {n: v for n, v in at_once.items() if v} == pytest.approx({n: v for n, v in whole.items() if v}, rel=1e-12)
@@ -369,6 +370,8 @@ def test_packs_are_bounded_and_lose_nobody(monkeypatch: pytest.MonkeyPatch) -> N
     )
     rows, failures = judge_all(made.server.judge, made.server.state.arrays)
     assert packs == [2, 2, 2, 2] and not failures
+    monkeypatch.setattr(judging, "PACK_BYTES", 1)
+    assert judge_all(made.server.judge, made.server.state.arrays)[0].keys() == rows.keys() and packs[4:] == [1] * 8
     assert all(rows[client] == pytest.approx(whole[0][client], abs=1e-6) for client in range(8))
 
 

@@ -262,6 +262,15 @@ def test_dropout_that_the_model_turns_off_is_off() -> None:
     assert check(KeepsDropoutOff(nn.Dropout(0.4))) == []
 
 
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("execution", [ONE_AT_A_TIME, LOCKSTEP], ids=["one", "lockstep"])
+def test_a_layer_in_place_does_not_change_what_a_client_holds(execution: Execution) -> None:
+    model, data = nn.Sequential(nn.Hardswish(inplace=True), Body()), {c: rows(c) for c in range(len(SIZES))}
+    found = trained(model, execution, data=data.__getitem__, settings=replace(PLAIN, batch_size=None))
+    assert all(isinstance(one, ClientUpdate) for one in found)
+    assert all(torch.equal(held.x, rows(client).x) for client, held in data.items())
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -435,5 +444,6 @@ def test_nothing_is_taken_that_could_not_be_tried() -> None:
 
 def test_a_group_that_falls_apart_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert check(Body(), Execution("lockstep", 2), data=spoilt(4, lambda d: d.y.fill_(7))) == [4]
+        data = spoilt(0, lambda d: d.y.fill_(7), spoilt(4, lambda d: d.y.fill_(7)))
+        assert check(Body(), Execution("lockstep", 2), data=data) == [0, 4]
         assert caplog.text.count("could not be trained together") == 1

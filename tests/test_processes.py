@@ -270,6 +270,24 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.parametrize("kind", ["local", "example"])
+def test_a_worker_names_the_noise_of_a_replayed_round_as_the_server_does(kind: str) -> None:
+    """Where bits may differ the second time, as on CUDA, the noise must: the book that knows it is the server's alone."""
+    server = parts(*KINDS[kind]).server.protection
+    server.deterministic = False  # type: ignore[attr-defined]
+    elsewhere = parts(
+        *KINDS[kind]
+    ).server.protection  # as a node makes it from the configuration, or a worker got it before
+    for again in (1, 2, 3):
+        server.charge(4, np.array([0, 1]))
+        elsewhere.heed({"server-round": 4, **server.broadcast()})
+        purpose = elsewhere.purpose("noise", 4)  # type: ignore[attr-defined]
+        assert purpose == server.purpose("noise", 4) == ("noise" if again == 1 else f"noise {again}")  # type: ignore[attr-defined]
+    server.charge(5, np.array([0, 1]))
+    elsewhere.heed({"server-round": 5, **server.broadcast()})
+    assert elsewhere.purpose("noise", 5) == "noise"  # type: ignore[attr-defined]
+
+
 # Shared memory
 
 

@@ -1,161 +1,114 @@
-"""`python -m experiments.benchmarks`: side by side in one process tree, on the same work, as ratios.
-
-engines: client-rounds a second of a raw PyTorch loop, of fedsim's in-process grid, and of Flower's own simulation on
-Ray, which runs fedsim's two apps on every core; the three take turns. population: what a round of 100 clients costs when
-the population grows from a thousand to a million, each size in a process of its own.
-"""
+"""`python -m experiments.benchmarks`: fedsim beside other ways to do the same work, on this machine; see README.md."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import statistics
-import subprocess
+import dataclasses
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
+from experiments.benchmarks import aggregation, engines, population, results, scaling, stages, startup
+from experiments.benchmarks.workloads import WORKLOADS, Workload
+from fedsim.types import FedsimError
 
-from fedsim.build import build, client_app_from
-from fedsim.data.dataset import Dataset, Examples
-from fedsim.parts import Parts
-from fedsim.paths import conf_dir
-from fedsim.server import make_server_app
-from fedsim.training.arrays import load_arrays
+QUICK_UPDATES = 8
 
-WORKLOADS = {
-    "2NN, 199 k": ["model=mlp"],
-    "CNN, 1.66 M": ["model=cnn"],
-    "GroupNorm ResNet, 78 k": ["model=resnet", "client.batch_size=32"],
+
+def plain(given: argparse.Namespace) -> dict[str, Any]:
+    """Plain training, by all engines."""
+    return {"title": "", "rows": _side_by_side(given, engines.PLAIN, (engines.RAW,), lambda work: work)}
+
+
+def private(given: argparse.Namespace) -> dict[str, Any]:
+    """DP-SGD on devices."""
+    bases = (engines.GRAD_SAMPLE, engines.GHOST)
+    return {"title": ", private", "rows": _side_by_side(given, engines.PRIVATE, bases, Workload.private)}
+
+
+def _side_by_side(
+    given: argparse.Namespace,
+    choice: tuple[engines.Engine, ...],
+    bases: tuple[engines.Engine, ...],
+    made: Callable[[Workload], Workload],
+) -> list[dict[str, Any]]:
+    chosen = [engine for engine in choice if engine in bases or any(words in engine.name for words in given.only)]
+    rows: list[dict[str, Any]] = []
+    for workload in _workloads(given):
+        rows += engines.rows(engines.compare(made(workload), chosen, options(given)), bases)
+    return rows
+
+
+def _workloads(given: argparse.Namespace) -> list[Workload]:
+    works = [WORKLOADS[name] for name in given.workload or WORKLOADS]
+    works = [work.quick() for work in works] if given.quick else works
+    return [dataclasses.replace(work, rounds=given.rounds or work.rounds) for work in works]
+
+
+def options(given: argparse.Namespace) -> engines.Options:
+    """Of all that takes turns."""
+    return engines.Options(given.device, given.repeats, not given.quick, lambda words: print(words, file=sys.stderr))
+
+
+def aggregate(given: argparse.Namespace) -> dict[str, Any]:
+    """Flower's path and fedsim's."""
+    number = QUICK_UPDATES if given.quick else aggregation.CLIENTS
+    return {"rows": aggregation.measure(given.repeats, number, options(given).say)}
+
+
+def profile(given: argparse.Namespace) -> dict[str, Any]:
+    """One round by stages and operators."""
+    return {"rows": [stages.measure(workload, given.device) for workload in _workloads(given)]}
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "engines": plain,
+    "private": private,
+    "aggregation": aggregate,
+    "population": lambda given: {"rows": population.measure(options(given), given.quick)},
+    "startup": lambda given: {"rows": startup.measure(given.repeats)},
+    "scaling": lambda given: {"axes": scaling.measure(options(given), given.quick)},
+    "profile": profile,
 }
-COMMON = ["population.num_clients=100", "population.holdout=0", "partition=iid", "evaluation.every=1000000"]
-ROUNDS = 4  # the first warms up and does not count
 
 
-def config(*overrides: str) -> DictConfig:
-    """A configuration as the command line would give it."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("config", [*overrides])
-
-
-def raw_loop(parts: Parts, rounds: int) -> list[float]:
-    """Seconds of each round in plain PyTorch: for each client load, train with torch.optim.SGD, add to the mean."""
-    server, model, settings = parts.server, parts.model, parts.settings
-    arrays, seconds = dict(server.state.arrays), []
-    for round in range(1, rounds + 1):
-        start = time.perf_counter()
-        cohort = server.sampler.cohort(server.seed, round, server.num_clients)
-        mean = {name: torch.zeros_like(array) for name, array in arrays.items()}
-        for client in cohort.tolist():
-            data = parts.population.training_data(client)
-            load_arrays(model, arrays)
-            optimizer = torch.optim.SGD(model.parameters(), settings.lr)
-            for rows in torch.randperm(len(data.x)).split(settings.batch_size or len(data.x)):
-                optimizer.zero_grad()
-                parts.trainer.objective(model(data.x[rows]), data.y[rows]).backward()
-                optimizer.step()
-            for name, array in model.state_dict().items():
-                mean[name] += array / len(cohort)
-        arrays = mean
-        seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def fedsim_inprocess(parts: Parts, rounds: int) -> list[float]:
-    """Seconds of each round of the real loop on the in-process grid."""
-    server = parts.server
-    server.rounds = rounds + 1  # the last round is evaluated, and left out
-    server.run(parts.grid())
-    return [row["seconds"] for row in server.state.rows[:rounds]]
-
-
-def flower_on_ray(cfg: DictConfig, rounds: int) -> list[float]:
-    """Seconds of each round of the same two apps on Flower's own simulation."""
-    from flwr.simulation import run_simulation
-
-    server = build(cfg).server
-    server.rounds = rounds + 1
-    run_simulation(
-        make_server_app(server),
-        client_app_from(OmegaConf.to_container(cfg, resolve=True)),
-        num_supernodes=server.num_clients,
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.partition(": ")[2])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all of them without a name")
+    parser.add_argument("--repeats", type=int, help="turns that each engine takes (3; quick: 1)")
+    parser.add_argument("--rounds", type=int, help="timed rounds of a turn, instead of the workload's own number")
+    parser.add_argument("--quick", action="store_true", help="little work: to see that all of it runs, not how fast")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where clients train")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one; may be given again")
+    parser.add_argument("--only", action="append", metavar="WORDS", help="only engines with these words in their name")
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="where results go (%(default)s)")
+    parser.add_argument(
+        "--write", action="store_true", help="make README.md's tables anew from --out; alone: measure nothing"
     )
-    return [row["seconds"] for row in server.state.rows[:rounds]]
+    given = parser.parse_args(words)
+    if unknown := [name for name in given.names if name not in BENCHMARKS]:
+        parser.error(f"{unknown[0]} is not one of {', '.join(BENCHMARKS)}")
+    for name in ("repeats", "rounds"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    given.repeats = given.repeats or (1 if given.quick else 3)
+    given.only = given.only or [""]
+    return given
 
 
-def engines(repeats: int, with_ray: bool) -> None:
-    """The table of engines."""
-    table = Table("workload", "engine", "client-rounds/s, median (min to max)", "ratio to raw loop", title="engines")
-    for workload, overrides in WORKLOADS.items():
-        cfg = config(*COMMON, "sampler.cohort_size=20", *overrides)
-        ways: dict[str, Callable[[], list[float]]] = {
-            "raw PyTorch loop, 1 thread": lambda cfg=cfg: raw_loop(build(cfg), ROUNDS),  # type: ignore[misc]
-            "fedsim inprocess, 1 thread": lambda cfg=cfg: fedsim_inprocess(build(cfg), ROUNDS),  # type: ignore[misc]
-        }
-        if with_ray:
-            ways["Flower on Ray, all cores, after start"] = lambda cfg=cfg: flower_on_ray(cfg, ROUNDS)  # type: ignore[misc]
-        speeds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(repeats):
-            for name, way in ways.items():
-                speeds[name] += [20 / seconds for seconds in way()[1:]]
-        base = statistics.median(next(iter(speeds.values())))
-        for name, found in speeds.items():
-            middle = statistics.median(found)
-            table.add_row(
-                workload, name, f"{middle:.1f} ({min(found):.1f} to {max(found):.1f})", f"{middle / base:.2f}"
-            )
-    Console(width=120).print(table)
-
-
-def synthetic(num_rows: int) -> Dataset:
-    """One row of 32 numbers for each client, two classes told apart by a plane."""
-    x = torch.randn(num_rows, 32, generator=torch.Generator().manual_seed(0))
-    y = (x.sum(1) > 0).long()
-    return Dataset("synthetic", Examples(x, y), Examples(x[:1000], y[:1000]), "classification", ("below", "above"))
-
-
-def one_population(num_clients: int) -> dict[str, float]:
-    """Seconds of a round of 100 clients, and this process's peak memory, for a population of this size."""
-    overrides = ["dataset=custom", "dataset._target_=experiments.benchmarks.__main__.synthetic"]
-    cfg = config(*COMMON, *overrides, f"+dataset.num_rows={num_clients}", "model=linear", "sampler.cohort_size=100")
-    cfg.population.num_clients = num_clients
-    start = time.perf_counter()
-    parts = build(cfg)
-    built = time.perf_counter() - start
-    seconds = statistics.median(fedsim_inprocess(parts, 20)[1:])
-    return {"build": built, "round": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
-
-
-def populations() -> None:
-    """The table of populations."""
-    table = Table("clients", "start-up, s", "a round of 100 clients, ms", "peak memory, MB", title="population")
-    for num_clients in (1_000, 10_000, 100_000, 1_000_000):
-        command = [sys.executable, "-m", "experiments.benchmarks", "--one-population", str(num_clients)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        table.add_row(
-            f"{num_clients:,}", f"{found['build']:.1f}", f"{found['round'] * 1e3:.0f}", f"{found['peak_mb']:.0f}"
-        )
-    Console(width=120).print(table)
-
-
-def main() -> None:
-    """Run what is asked for; all of it by default."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=3, help="turns that each engine takes")
-    parser.add_argument("--no-ray", action="store_true", help="leave out Flower's own simulation")
-    parser.add_argument("--one-population", type=int, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one_population:
-        print(json.dumps(one_population(given.one_population)))
-        return
-    populations()
-    engines(given.repeats, not given.no_ray)
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, keep, and write."""
+    given = arguments(words)
+    names = given.names or ([] if given.write else list(BENCHMARKS))
+    for name in names:
+        try:
+            results.keep(name, BENCHMARKS[name](given), given.device, given.out)
+        except FedsimError as error:
+            sys.exit(f"{name}: {error}")
+    if given.write:
+        results.write_readme(given.out)
 
 
 if __name__ == "__main__":

@@ -71,10 +71,12 @@ def plain_client(overrides: list[str]) -> ClientApp:
         parts.model.train()
         data = parts.population.training_data(int(context.node_config["partition-id"]))
         plain_fit(parts, parts.model)(data, 1)
-        content = RecordDict({
-            "arrays": ArrayRecord(parts.model.state_dict()),
-            "metrics": MetricRecord({"num-examples": len(data.x)}),
-        })
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(parts.model.state_dict()),
+                "metrics": MetricRecord({"num-examples": len(data.x)}),
+            }
+        )
         return Message(content, reply_to=message)
 
     return app

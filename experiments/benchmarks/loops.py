@@ -72,8 +72,7 @@ def average(parts: Parts, rounds: int, laps: Laps, model: nn.Module, fit: Fit) -
     """Federated averaging: load, train, add to the mean, for one client after the other; a lap a round."""
     server, population = parts.server, parts.population
     data = {client: population.training_data(client) for client in range(server.num_clients)}
-    arrays = {name: array.to(parts.device) for name, array in server.state.arrays.items()}
-    model.train()
+    arrays = {name: array.clone() for name, array in model.train().state_dict().items()}
     for round in range(1, rounds + 1):
         total: Params = {name: torch.zeros_like(array) for name, array in arrays.items()}
         examples = 0
@@ -119,7 +118,7 @@ def poisson_batches(parts: Parts, rule: DPSGD, data: ClientData, round: int) -> 
 
 
 def for_opacus(model: nn.Module) -> nn.Module:
-    """The model with Opacus's own layers in the place of those that it does not take (LSTM); the arrays keep their names."""
+    """The model with Opacus's own layers in the place of those that it does not take (LSTM)."""
     from opacus.validators import ModuleValidator
 
     return ModuleValidator.fix(model) if ModuleValidator.validate(model) else model

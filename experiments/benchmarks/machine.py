@@ -21,7 +21,7 @@ def describe(device: str) -> dict[str, Any]:
     """What a reader has to know to judge the figures; `busy` is the load when they were begun, 0 on a quiet machine."""
     return {
         "cpu": cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "gpu": torch.cuda.get_device_name() if device == "cuda" and torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.release()}",
@@ -42,6 +42,11 @@ def sentence(machine: dict[str, Any]) -> str:
         f"{machine['cores']} cores of {machine['cpu']}, {machine['memory_gb']:g} GB{gpu}, {machine['system']}, "
         f"Python {machine['python']}, {versions}; {machine['date']}, load {machine['busy']:g} at the start."
     )
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu() -> str:

@@ -104,7 +104,7 @@ KINDS: dict[str, Callable[[Turn, Laps], None]] = {
 
 
 def play(turn: Turn) -> dict[str, Any]:
-    """seconds: of each timed round. first_round_over: the time. Or `refused`: in a sentence, why this engine cannot do this work."""
+    """seconds: of each timed round. first_round_over: the time. Or `refused`: why this engine cannot do this work."""
     laps = Laps(torch.device(turn.device))
     try:
         KINDS[turn.kind](turn, laps)

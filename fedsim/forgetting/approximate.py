@@ -20,8 +20,8 @@ from fedsim.forgetting.exact import without
 from fedsim.forgetting.source import Source
 from fedsim.results.files import read_arrays
 from fedsim.session import Session
-from fedsim.training.ascent import Ascent, Climbed, climb, distance, reference_model, trainable
 from fedsim.training.arrays import model_arrays
+from fedsim.training.ascent import Ascent, Climbed, climb, distance, reference_model, trainable
 from fedsim.training.updates import ClientFailure
 from fedsim.types import ClientData, FedsimError, Params
 

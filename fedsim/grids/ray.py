@@ -112,7 +112,7 @@ class RayCrew(Crew):
         self._most: int | None = None  # hands, where no more could be had
         self._records: list[ArrayRecord] = []
         self._placed: dict[int, Any] = {}
-        self._generation = 0
+        self._generation, self._checked = 0, 0.0
 
     def join(self) -> None:
         """Be connected, and know the size. Raises FedsimError where there is no cluster, or none with the devices asked for."""
@@ -162,7 +162,8 @@ class RayCrew(Crew):
             shared = [seat.hand for seat in self._seats.values()]
             self._seats[worker] = Seat(min(hands, key=shared.count))
             return
-        self._seats[worker] = Seat(self._new_hand())
+        with self.cluster.heard():
+            self._seats[worker] = Seat(self._new_hand())
 
     def _new_hand(self) -> Hand:
         import ray
@@ -182,29 +183,39 @@ class RayCrew(Crew):
 
         seat = self._seats[worker]
         news = set(task.arrays.values()) - seat.hand.known
-        for number in news - self._placed.keys():
-            self._placed[number] = ray.put(apart(self._records[number]))
-        refs = [(number, [self._placed[number]]) for number in sorted(news)]  # in a list Ray leaves them to the actor
-        seat.answers.append(seat.hand.actor.run.remote(apart(task), self._generation, refs))
+        with self.cluster.heard():
+            for number in news - self._placed.keys():
+                self._placed[number] = ray.put(apart(self._records[number]))
+            refs = [
+                (number, [self._placed[number]]) for number in sorted(news)
+            ]  # in a list Ray leaves them to the actor
+            seat.answers.append(seat.hand.actor.run.remote(apart(task), self._generation, refs))
         seat.hand.known |= news
 
     def wait(self) -> list[Event]:
         """See Crew. Raises FedsimError where the cluster is gone, or gives not one worker."""
+        while True:
+            with self.cluster.heard():
+                if events := self._events():
+                    return events
+
+    def _events(self) -> list[Event]:
+        """What has happened, after POLL seconds at most."""
         import ray
 
-        while True:
-            oldest = {seat.answers[0]: worker for worker, seat in self._seats.items() if seat.answers}
-            starting = {hand.ready: hand for hand in self._hands if hand.ready is not None}
-            asked = [*oldest, *starting]
-            if not ray.wait(asked, num_returns=1, timeout=POLL)[0]:
-                self.cluster.check()
-            done, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
-            for ref in done:
-                if ref in starting:
-                    self._started(starting[ref])
-            events = [event for ref in done if ref in oldest for event in self._read(oldest[ref])]
-            if events := events or self._without_room():
-                return events
+        oldest = {seat.answers[0]: worker for worker, seat in self._seats.items() if seat.answers}
+        starting = {hand.ready: hand for hand in self._hands if hand.ready is not None}
+        asked = [*oldest, *starting]
+        ray.wait(asked, num_returns=1, timeout=POLL)
+        if time.monotonic() - self._checked > POLL:
+            self.cluster.check()
+            self._checked = time.monotonic()
+        done, _ = ray.wait(asked, num_returns=len(asked), timeout=0)
+        for ref in done:
+            if ref in starting:
+                self._started(starting[ref])
+        events = [event for ref in done if ref in oldest for event in self._read(oldest[ref])]
+        return events or self._without_room()
 
     def _started(self, hand: Hand) -> None:
         import ray
@@ -231,6 +242,7 @@ class RayCrew(Crew):
             answer = together(ray.get(seat.answers[0]))
         except ray.exceptions.RayError as error:
             died = how_it_died(error)
+            self.cluster.check()  # or Ray itself has ended here
             log.warning("a worker %s; its clients are trained by another", died)
             return self._leave(seat.hand, worker, died)
         seat.answers.popleft()

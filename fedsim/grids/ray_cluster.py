@@ -10,10 +10,12 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from fedsim.types import FedsimError, MissingPackageError
 
@@ -21,7 +23,7 @@ PATIENCE = 5.0
 """Seconds that the head of a cluster has to answer."""
 
 TRIES = 3
-"""How often in a row it may fail to."""
+"""How often in a row, a second apart, it may fail to."""
 
 HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """How HTTP/2 begins, which Ray speaks: the preface and an empty frame of settings."""
@@ -50,6 +52,19 @@ def answers(address: str) -> bool:
         return False
 
 
+def _answers_here() -> bool:
+    """Whether this machine's part of the cluster that we have joined lives."""
+    import ray
+
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE)
+            connection.connect(ray._private.worker._global_node.raylet_socket_name)
+    except OSError:
+        return False
+    return True
+
+
 class Cluster:
     """A connection to a cluster: one that runs already, or one of our own on this machine.
 
@@ -61,7 +76,6 @@ class Cluster:
         self.head = ""
         self._ours = False
         self._folder = ""
-        self._unanswered = 0
 
     def require(self) -> None:
         """Raises FedsimError where a cluster that is named does not answer, before anything else is done."""
@@ -79,8 +93,13 @@ class Cluster:
 
         if not ray.is_initialized():  # else this process has joined one by itself: it is for it to leave it too
             self._ours = True
-            address = self._running() or _started_here()
-            self._connect(address) if address else self._start()
+            _report_losses(False)
+            try:
+                address = self._running() or self._started_here()
+                self._connect(address) if address else self._start()
+            except BaseException:
+                self.leave()
+                raise
         self.head = ray.get_runtime_context().gcs_address
 
     def leave(self) -> None:
@@ -90,29 +109,56 @@ class Cluster:
         if self._ours:
             with _quietly():
                 ray.shutdown()
+            _report_losses(True)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self.head, self._ours, self._folder, self._unanswered = "", False, "", 0
+        self.head, self._ours, self._folder = "", False, ""
 
     def check(self) -> None:
-        """Raises FedsimError where the head has gone: Ray would end this process a minute later, without a word."""
-        self._unanswered = 0 if answers(self.head) else self._unanswered + 1
-        if self._unanswered == TRIES:
-            raise FedsimError(
-                f"the Ray cluster at {self.head} does not answer any more; start it again, and go on from the run's last "
-                "checkpoint with resume=..., which is kept"
-            )
+        """Raises FedsimError where the head has gone, or Ray on this machine: Ray would end this process soon, without a word."""
+        for left in reversed(range(TRIES)):
+            if answers(self.head) and _answers_here():
+                return
+            if left:
+                time.sleep(1)
+        raise self._lost("its head does not answer any more")
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """What Ray raises inside, in words. Raises FedsimError."""
+        import ray
+
+        try:
+            yield
+        except (OSError, ray.exceptions.RayError) as error:
+            raise self._lost(_first_line(error)) from error
+
+    def _lost(self, why: str) -> FedsimError:
+        return FedsimError(
+            f"the Ray cluster at {self.head} is lost ({why}); start it again, and go on from the run's last checkpoint with "
+            "resume=..., which is kept"
+        )
 
     def room(self, kind: str) -> int:
         """How many CPUs or GPUs (`kind`) the nodes have that live, taken or not."""
         import ray
 
+        self.check()  # Ray would wait for a head that has gone
         return int(ray.cluster_resources().get(kind, 0))
 
     def _running(self) -> str:
         """The address of a cluster that somebody named; empty for none."""
         named = os.environ.get("RAY_ADDRESS", "") if self.address == "auto" else self.address
         return named if re.fullmatch(r".+:\d+", named) else ""
+
+    def _started_here(self) -> str:
+        """The address that `ray start` left on this machine; empty where there is none, or where it is a dead one's."""
+        from ray._private.utils import read_ray_address
+
+        address = (
+            "" if os.environ.get("RAY_ADDRESS") else read_ray_address() or ""
+        )  # RAY_ADDRESS=local asks for one of our own
+        return address if address and answers(address) else ""
 
     def _not_there(self, address: str, why: str = "nothing answers there") -> FedsimError:
         key = f"grid.address={address}" if self.address != "auto" else f"grid.address=auto with RAY_ADDRESS={address}"
@@ -133,8 +179,6 @@ class Cluster:
             with _quietly():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            with _quietly():
-                ray.shutdown()
             raise self._not_there(address, _first_line(error.__cause__ or error)) from error
 
     def _start(self) -> None:
@@ -156,33 +200,29 @@ class Cluster:
                     _temp_dir=self._folder,
                 )
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            self.leave()
             raise FedsimError(
                 f"Ray cannot be started on this machine ({_first_line(error)}); use grid=processes, "
                 "or join a cluster with grid.address"
             ) from error
 
 
-def _started_here() -> str:
-    """The address that `ray start` left on this machine; empty where there is none, or where it is a dead one's."""
-    from ray._private.utils import read_ray_address
+def _report_losses(wanted: bool) -> None:
+    """Whether Ray prints pages about workers and nodes that are lost; we say it in a line."""
+    from ray._private.ray_logging import stdout_deduplicator
 
-    address = read_ray_address() or ""
-    return address if address and answers(address) else ""
+    printer: Any = stdout_deduplicator
+    printer.skip_re = None if wanted else re.compile("")
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without Ray's tips, without its reports of nodes that are lost, and with our own answer to SIGTERM, which it replaces."""
-    from ray._private.ray_logging import global_worker_stdstream_dispatcher
-
+    """Without Ray's tips, and with our own answer to SIGTERM, which it replaces."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     finally:
         if in_main:
             signal.signal(signal.SIGTERM, before)

@@ -14,8 +14,8 @@ from fedsim.paths import whole
 from fedsim.results.formats import DASH, count_text, duration, known, number_text, percent
 from fedsim.results.membership import loss_attack
 from fedsim.results.pictures.style import BLUE, GREY, ORANGE, STYLE, figure_of
-from fedsim.training.evaluation import Predictions, finite_or_none, metrics_of, predict
 from fedsim.training.arrays import load_arrays
+from fedsim.training.evaluation import Predictions, finite_or_none, metrics_of, predict
 from fedsim.types import ClientData, Params
 
 if TYPE_CHECKING:

@@ -85,7 +85,8 @@ class Alone:
         arrays = model_arrays(self.model)
         if not all_finite(arrays.values()):
             raise not_finite(steps)
-        finished = self.client_half.finish(device, steps, self.settings.lr_in(round))
+        state = self.client_half.finish(device, steps, self.settings.lr_in(round))
+        finished = {name: array.clone() for name, array in state.items()}  # the model is the next client's
         return ClientUpdate(
             data.client, arrays, len(data.x), steps, {**kind.metrics(), **metrics}, {**finished, **kind.keeps()}
         )
@@ -149,7 +150,7 @@ class PlainSteps:
     def gradients(self, rows: Tensor | None) -> list[Tensor]:
         """Of the batch's mean loss."""
         x, y = (self.data.x, self.data.y) if rows is None else (self.data.x[rows], self.data.y[rows])
-        loss = self.objective(self.model(x), y)
+        loss = self.objective(self.model(x.clone() if rows is None else x), y)  # a layer in place would change the data
         gradients = distinct(torch.autograd.grad(loss, self.weights, materialize_grads=True))
         self.total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
         self.count += len(x)

@@ -18,6 +18,7 @@ from fedsim.checks import require_choice, require_int
 from fedsim.training.alone import Alone
 from fedsim.training.arrays import model_arrays
 from fedsim.training.client_half import ClientHalf
+from fedsim.training.dpsgd import MAX_NUMBERS
 from fedsim.training.execution import PRECISIONS, WAYS, Execution, is_out_of_memory
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.per_example import choose as choose_per_example
@@ -62,38 +63,44 @@ class Asked:
             require_int("grid.width", self.width, low=1)
 
 
-def choose_execution(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float) -> Execution:
+def choose_execution(
+    asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float, examples: int = 100
+) -> Execution:
     """How to train. engine: the run's own, one client at a time. x, y: made-up examples, at least six. cohort: clients a round.
+    examples: of the largest client.
 
     The engine's model is left as it was. Raises FedsimError where the way that was asked for does not take the model.
     """
     arrays = model_arrays(engine.model)
     before, training = {name: array.clone() for name, array in arrays.items()}, engine.model.training
     try:
-        return _chosen(asked, engine, x, y, cohort)
+        return _chosen(asked, engine, x, y, cohort, examples)
     finally:
         for name, array in arrays.items():
             array.copy_(before[name])
         engine.model.train(training)
 
 
-def _chosen(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float) -> Execution:
+def _chosen(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float, examples: int) -> Execution:
     device = next(engine.model.parameters()).device
     options = replace(Execution(), compile=asked.compile, precision=asked.precision)
     if asked.way == "one":
         return _one(options, "one client at a time, as asked")
     if asked.way == "auto" and asked.width == "auto" and _better_alone(engine):
-        return _one(options, "one client at a time, since its convolutions or recurrent layers keep a core busy with one")
+        return _one(
+            options, "one client at a time, since its convolutions or recurrent layers keep a core busy with one"
+        )
     words = []
+    probe = engine if device.type == "cpu" else _on_cpu(engine)
     for way in WAYS[:2] if asked.way == "auto" else (asked.way,):
-        reason = refusal(replace(options, way=way, width=2), engine, x, y)
+        reason = refusal(replace(options, way=way, width=2), probe, x.cpu(), y.cpu())
         if reason is None and way == "vmap" and asked.way == "auto" and device.type == "cpu" and _heavy(engine.model):
             reason = "on a CPU its convolutions or recurrent layers are quicker one client at a time"
         if reason is None:
             found = replace(options, way=way)
             if asked.width == "measure":
-                return measure(found, asked.memory_mb, engine, x, y, cohort)
-            return with_width(found, asked, engine, x, cohort)
+                return measure(found, asked.memory_mb, engine, x, y, cohort, examples)
+            return with_width(found, asked, engine, x, cohort, examples)
         words.append(f"{way}: {reason}")
     if asked.way != "auto":
         raise FedsimError(f"grid.way={asked.way} cannot train this model ({words[0]}); use grid.way=auto")
@@ -121,7 +128,7 @@ def choose_chunk_size(execution: Execution, cohort: float, device: torch.device)
     return max(1, min(MOST_ON_CPU, execution.width * math.ceil(fair / execution.width)))
 
 
-def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort: float) -> Execution:
+def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort: float, examples: int) -> Execution:
     """The width by the rule, or the one that was asked for."""
     if not isinstance(asked.width, str):
         return replace(found, width=asked.width, why=f"{found.way} of {asked.width}, as asked")
@@ -135,17 +142,20 @@ def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort:
     else:
         width, why = max(1, min(MOST_ON_CPU, CACHE_BYTES // size)), f"{size / 2**20:.2g} MiB of arrays each"
         width = min(width, max(1, math.ceil(cohort / SHARES)))
-    fits = max(1, int(asked.memory_mb * 1e6) // bytes_each(engine, size, x))
+    fits = max(1, int(asked.memory_mb * 1e6) // bytes_each(engine, size, x, examples))
     if fits < width:
         width, why = fits, f"as many as fit into grid.memory_mb={asked.memory_mb}"
     return replace(found, width=width, why=f"{found.way} of {width} ({why})")
 
 
-def bytes_each(engine: Alone, size: int, x: Tensor) -> int:
-    """What a client takes while it trains in lockstep: arrays, gradients, momentum; its batch's activations, roughly."""
-    batch = engine.settings.batch_size or 1
-    arrays = 3 if engine.local_steps is None else 3 + batch
-    return arrays * size + 20 * batch * x[0].nbytes + 1
+def bytes_each(engine: Alone, size: int, x: Tensor, examples: int) -> int:
+    """What a client takes while it trains in lockstep: arrays, gradients, momentum; its batch's activations, roughly.
+
+    examples: of the largest client, which are a batch where client.batch_size is null.
+    """
+    batch = min(engine.settings.batch_size or examples, examples)
+    written = 0 if engine.local_steps is None else min(batch * size, 4 * MAX_NUMBERS)  # gradients of single examples
+    return 3 * size + written + 20 * batch * x[0].nbytes + 1
 
 
 def refusal(trial: Execution, engine: Alone, x: Tensor, y: Tensor) -> str | None:
@@ -161,7 +171,6 @@ def refusal(trial: Execution, engine: Alone, x: Tensor, y: Tensor) -> str | None
         except FedsimError as error:
             return str(error)
     start = {name: array.clone() for name, array in model_arrays(engine.model).items()}
-    training = engine.model.training
     try:
         copies = make_copies(engine.model, trial)
         if wrong := _difference(copies, engine, ClientHalf(), start, x, y):
@@ -221,10 +230,14 @@ def _alike(update: object, expected: ClientUpdate, start: Params, tolerance: flo
     return gap <= tolerance**2 * moved
 
 
-def measure(found: Execution, memory_mb: int, engine: Alone, x: Tensor, y: Tensor, cohort: float) -> Execution:
+def measure(
+    found: Execution, memory_mb: int, engine: Alone, x: Tensor, y: Tensor, cohort: float, examples: int
+) -> Execution:
     """The quickest of several widths, and of one client at a time, on made-up clients of two batches each."""
     size = sum(array.nbytes for array in model_arrays(engine.model).values())
-    most = min(MOST_ON_GPU, max(1, math.ceil(cohort)), max(1, int(memory_mb * 1e6) // bytes_each(engine, size, x)))
+    most = min(
+        MOST_ON_GPU, max(1, math.ceil(cohort)), max(1, int(memory_mb * 1e6) // bytes_each(engine, size, x, examples))
+    )
     alone = _seconds_a_client(replace(found, way="one", width=1), engine, x, y)
     speeds: dict[int, float] = {}
     for width in (width for width in (1, 2, 4, 8, 16, 32, 64, 128, 256) if width <= most):
@@ -268,10 +281,19 @@ def _heavy(model: nn.Module) -> bool:
 
 def _better_alone(engine: Alone) -> bool:
     """On a CPU, a model of convolutions or recurrent layers that spends little on dense ones, whose steps could be fused."""
-    if next(engine.model.parameters()).device.type == "cuda" or not _heavy(engine.model) or engine.local_steps is not None:
+    if (
+        next(engine.model.parameters()).device.type == "cuda"
+        or not _heavy(engine.model)
+        or engine.local_steps is not None
+    ):
         return False
     dense = [layer.weight.numel() for layer in engine.model.modules() if isinstance(layer, nn.Linear)]
     return sum(dense) < sum(weight.numel() for weight in engine.model.parameters()) / 2
+
+
+def _on_cpu(engine: Alone) -> Alone:
+    """To be tried there: on a GPU a client that trains alone draws its dropout in another way, which is no fault of lockstep."""
+    return replace(engine, model=copy.deepcopy(engine.model).cpu())
 
 
 def _no_noise(size: int, std: float, round: int, client: int, purpose: str) -> Tensor:

@@ -169,7 +169,7 @@ class Lockstep:
         copies, lr = self.copies, self.settings.lr_in(round)
         copies.load([member.initial for member in members])
         copies.generators = [member.generator for member in members]
-        group = Group(members, self.objective)
+        group = Group(members)
         copies.narrow(len(members))
         anchors = [weight.detach().clone() for weight in copies.weights()] if self.corrects else []
         step = make_stacked_step(self.settings, copies, lr)
@@ -292,8 +292,8 @@ def is_elementwise(half: ClientHalf) -> bool:
 class Group:
     """The members' data as one, and the batches of their steps."""
 
-    def __init__(self, members: list[Member], objective: Objective) -> None:
-        self.members, self.objective = members, objective
+    def __init__(self, members: list[Member]) -> None:
+        self.members = members
         one = len(members) == 1
         self.x = members[0].data.x if one else torch.cat([member.data.x for member in members])
         self.y = members[0].data.y if one else torch.cat([member.data.y for member in members])
