@@ -23,8 +23,8 @@ from fedsim.parts import Parts
 from fedsim.privacy.base import Protection
 from fedsim.subject import subject_of
 from fedsim.training import OBJECTIVES, ClientHalf, LocalTraining, Trainer
-from fedsim.training.dpsgd import PrivateClient
 from fedsim.training.arrays import model_arrays
+from fedsim.training.dpsgd import PrivateClient
 from fedsim.types import FedsimError, Params
 
 

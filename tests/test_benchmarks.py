@@ -100,6 +100,14 @@ def test_a_turn_of_memory_gives_the_peak_and_no_time() -> None:
     assert record.seconds == []
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "0.00"), (0.0312, "0.0312"), (0.5, "0.500"), (9.876, "9.88"), (123.4, "123"), (12345.6, "12,346")],
+)
+def test_figures_are_short(value: float, words: str) -> None:
+    assert measure.short(value) == words
+
+
 def test_ratios_are_taken_turn_by_turn() -> None:
     base = engines.Record("w", "raw", 10, seconds=[[1.0], [2.0]])
     own = engines.Record("w", "own", 10, seconds=[[0.5], [1.0]])

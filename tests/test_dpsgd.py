@@ -19,9 +19,9 @@ from fedsim.algorithms.fedprox import Proximal
 from fedsim.algorithms.qfedavg import ReportsReceivedLoss
 from fedsim.models import CNN, MLP, CharLSTM, CNN1d, ResNet
 from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, Device, LocalTraining, Trainer, dpsgd
+from fedsim.training.arrays import model_arrays
 from fedsim.training.dpsgd import DPSGD, KEPT, Batch, PrivateSteps, update_multiplier
 from fedsim.training.per_example import WAYS, choose, trainable
-from fedsim.training.arrays import model_arrays
 from fedsim.types import ClientData, FedsimError, Params
 
 CLASSIFY = OBJECTIVES["classification"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import shutil
@@ -24,7 +25,8 @@ from fedsim.grids import ray as ray_grid
 from fedsim.grids import ray_cluster
 from fedsim.grids.base import SimulationGrid
 from fedsim.grids.carried import Carried, own_modules
-from fedsim.grids.ray import RayCrew, how_it_died
+from fedsim.grids.ray import RayCrew
+from fedsim.grids.ray_actor import how_it_died, pack_up
 from fedsim.grids.wire import apart, together
 from fedsim.parts import Parts
 from fedsim.types import FedsimError, MissingPackageError, Params
@@ -126,23 +128,24 @@ def test_a_worker_killed_each_round_changes_nothing_but_time(cluster: Any, caplo
 
 
 @needs_ray
-def test_a_node_that_is_killed_is_done_without(
+def test_a_node_that_is_killed_is_done_without_and_a_new_one_used(
     cluster: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    made, grid = on(cluster, "strategy=local_only", "rounds=3")
+    made, grid = on(cluster, "strategy=local_only", "rounds=4")
     (second,) = cluster.worker_nodes
 
-    def kill_it(done: int, asked: int) -> None:
+    def kill_and_replace(done: int, asked: int) -> None:
         if made.server.state.round == 1 and second in cluster.worker_nodes:
-            assert len(crew_of(grid)._hands) == 2
             cluster.remove_node(second, allow_graceful=False)
+        if made.server.state.round == 3 and not cluster.worker_nodes:
+            cluster.add_node(**NODE)
 
-    grid.on_progress = kill_it
+    grid.on_progress = kill_and_replace
     crew, hands = crew_of(grid), []
     placed = crew.place
 
     def place(records: Any) -> None:
-        hands.append(len(crew._hands))
+        hands.append(len(crew._hands))  # as the last round left them
         placed(records)
 
     crew.place = place  # type: ignore[method-assign]
@@ -151,9 +154,11 @@ def test_a_node_that_is_killed_is_done_without(
         with caplog.at_level(logging.WARNING):
             arrays, states = played(made, grid)
     finally:
-        cluster.add_node(**NODE)
-    assert hands[-1] == 1 and max(hands) == 2 and "trained by another" in caplog.text
-    expected, expected_states = here("strategy=local_only", "rounds=3")
+        if not cluster.worker_nodes:
+            cluster.add_node(**NODE)
+    seen = [number for number, _ in itertools.groupby(hands)]
+    assert seen in ([0, 2, 1], [0, 2, 1, 2]) and len(crew._hands) == 0 and "trained by another" in caplog.text
+    expected, expected_states = here("strategy=local_only", "rounds=4")
     assert same_bits(arrays, expected)
     assert all(same_bits(states[client], expected_states[client]) for client in range(8))
     assert "raylet" not in "".join(capfd.readouterr())
@@ -310,6 +315,13 @@ def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray_cluster, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"pip install 'fedsim-flower\[ray\]'"):
         parts("grid=ray")
+
+
+def test_what_cannot_be_pickled_is_named() -> None:
+    made = parts()
+    made.trainer.client_half.begin = lambda device: {}  # type: ignore[method-assign]
+    with pytest.raises(FedsimError, match=r"^strategy=\w+ cannot be sent to worker processes .*lambda"):
+        pack_up(made.devices())
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from fedsim import rng
 from fedsim.algorithms.fedprox import Proximal
 from fedsim.algorithms.qfedavg import ReportsReceivedLoss
 from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, LocalTraining, Trainer
+from fedsim.training.arrays import model_arrays
 from fedsim.training.evaluation import predict
 from fedsim.training.steps import SGD, clip_gradients
-from fedsim.training.arrays import model_arrays
 from fedsim.training.updates import batches
 from fedsim.types import ClientData, Params
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -34,9 +35,9 @@ class Spread(NamedTuple):
 
 
 def short(value: float, digits: int = 3) -> str:
-    """So many digits that say something, without an exponent."""
-    places = max(0, digits - len(str(int(abs(value))))) if abs(value) >= 1 else digits - 1
-    return f"{value:,.{places}f}"
+    """So many digits that say something, or all before the point, without an exponent."""
+    first = math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(0, digits - 1 - first)}f}"
 
 
 def finished(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,5 +54,5 @@ def _block(name: str, found: dict[str, Any] | None, out: Path, readme: Path) -> 
         return f"Not measured yet: `python -m experiments.benchmarks {name}`."
     parts = [machine.sentence(found["machine"]), *(table.markdown() for table in tables.TABLES[name](found))]
     if (picture := out / f"{name}.png").is_file():
-        parts.append(f"![{name}]({picture.relative_to(readme.parent)})")
+        parts.append(f"![{name}]({os.path.relpath(picture, readme.parent)})")
     return "\n\n".join(parts)

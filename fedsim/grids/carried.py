@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import InspectLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import spec_from_loader
+from importlib.util import decode_source, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -44,7 +44,7 @@ def own_modules(folder: Path | None = None) -> dict[str, Source]:
     found: dict[str, Source] = {}
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not file or not file.endswith(".py") or name.split(".")[0] in ("fedsim", "__main__"):
+        if not file or not file.endswith(".py") or name.split(".")[0] in ("fedsim", "__main__", "__mp_main__"):
             continue
         path = Path(file).resolve()
         if (
@@ -54,7 +54,7 @@ def own_modules(folder: Path | None = None) -> dict[str, Source]:
             or not path.is_file()
         ):
             continue
-        found[name] = Source(path.read_text("utf-8"), path.name == "__init__.py")
+        found[name] = Source(decode_source(path.read_bytes()), path.name == "__init__.py")
         parents = name.split(".")[:-1]
         for depth in range(1, len(parents) + 1):  # a folder without __init__.py
             found.setdefault(".".join(parents[:depth]), Source("", True))

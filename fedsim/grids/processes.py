@@ -28,7 +28,7 @@ from fedsim.grids.base import SimulationGrid
 from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
 from fedsim.grids.pool import Crew, Event, PoolGrid
 from fedsim.grids.settings import GridSettings, MakeDevices
-from fedsim.grids.wire import Parcel, pack, receive, send
+from fedsim.grids.wire import Parcel, UnexpectedObject, pack, receive, send
 from fedsim.grids.worker import Answer, Task, Worker, move
 from fedsim.types import FedsimError
 
@@ -150,6 +150,11 @@ class ProcessCrew(Crew):
             label, content = receive(self._seats[worker].connection)
         except (EOFError, OSError, pickle.UnpicklingError):
             return Event(worker, None, self._leave(worker))
+        except UnexpectedObject as error:
+            raise FedsimError(
+                f"a client's reply or state holds a {error}, which is not taken from another process; keep tensors alone in it, or "
+                "use grid=inprocess"
+            ) from None
         if label == BROKEN:
             raise FedsimError(f"a worker process cannot be set up ({content}); use grid=inprocess")
         assert isinstance(content, Answer)
@@ -222,7 +227,7 @@ def serve(connection: Connection, device: str) -> None:
     worker: Worker | None = None
     while True:
         try:
-            label, content = receive(connection)
+            label, content = receive(connection, anything=True)
         except (EOFError, ConnectionError):
             return
         except Exception as error:  # whatever is raised by what is imported

@@ -6,14 +6,12 @@ read without one of their own. A chunk's reply comes back the same way.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,14 +21,13 @@ from fedsim import flower
 from fedsim.checks import require_int, shown
 from fedsim.client import Devices
 from fedsim.grids.base import SimulationGrid
-from fedsim.grids.carried import Carried, own_modules
 from fedsim.grids.forkserver import cores
 from fedsim.grids.pool import Crew, Event, PoolGrid
-from fedsim.grids.processes import pack_devices
+from fedsim.grids.ray_actor import Actor, how_it_died, pack_up
 from fedsim.grids.ray_cluster import Cluster, require_ray
 from fedsim.grids.settings import GridSettings, MakeDevices
-from fedsim.grids.wire import Apart, apart, together
-from fedsim.grids.worker import Answer, Task, Worker, move
+from fedsim.grids.wire import apart, together
+from fedsim.grids.worker import Task
 from fedsim.types import FedsimError
 
 log = logging.getLogger(__name__)
@@ -38,7 +35,7 @@ log = logging.getLogger(__name__)
 POLL = 2.0
 """Seconds without a word from a worker after which the cluster is looked at."""
 
-START = 120.0
+START = 180.0
 """Seconds that a worker has to start, if the cluster looks as if it had room for it."""
 
 
@@ -122,21 +119,16 @@ class RayCrew(Crew):
         self._measure()
         if self.workers and self.workers > self.size:
             log.warning(
-                "grid.workers=%d is more than the Ray cluster's %d %ss: %d are started",
-                self.workers,
-                self.size,
-                self.kind,
-                self.size,
+                "grid.workers=%d is more than the %d %ss of the Ray cluster", self.workers, self.size, self.kind
             )
 
     def _measure(self) -> None:
         room = self.cluster.room(self.kind)
         if room == 0 and self.kind == "GPU":
             raise FedsimError("device=cuda, but the Ray cluster has no GPU; use device=cpu, or add a node that has one")
-        room = max(1, room)
-        if room > self.size:
+        self.size = min(self.workers or room, room) or 1
+        if self._most is not None and self.cluster.room(self.kind, free=True):
             self._most = None
-        self.size = min(self.workers or room, room)
 
     def place(self, records: list[ArrayRecord]) -> None:
         """See Crew; each is put into the object store when the first task needs it. A cluster that has grown is made use of."""
@@ -155,6 +147,8 @@ class RayCrew(Crew):
 
     def start(self, worker: int) -> None:
         """See Crew; where the cluster has no room for another actor, a worker shares one with others."""
+        import ray
+
         if worker in self._seats:
             return
         hands = self._hands
@@ -162,20 +156,19 @@ class RayCrew(Crew):
             shared = [seat.hand for seat in self._seats.values()]
             self._seats[worker] = Seat(min(hands, key=shared.count))
             return
+        packed = () if self._set_up else pack_up(self._make_devices())
         with self.cluster.heard():
+            self._set_up = self._set_up or tuple(ray.put(part) for part in packed)
             self._seats[worker] = Seat(self._new_hand())
 
     def _new_hand(self) -> Hand:
         import ray
 
-        if not self._set_up:
-            self._set_up = put_devices(self._make_devices())
+        on_gpu = self.kind == "GPU"
         remote: Any = ray.remote  # its own types are those of a dozen overloads
-        actor = remote(num_cpus=int(self.kind == "CPU"), num_gpus=int(self.kind == "GPU"), max_restarts=0)(
-            Actor
-        ).remote()
-        device = "cuda" if self.kind == "GPU" else "cpu"
-        return Hand(actor, actor.set_up.remote(device, list(sys.path), *self._set_up), time.monotonic())
+        actor = remote(num_cpus=int(not on_gpu), num_gpus=int(on_gpu), max_restarts=0)(Actor).remote()
+        device = "cuda" if on_gpu else "cpu"
+        return Hand(actor, actor.set_up.remote(device, *self._set_up), time.monotonic())
 
     def give(self, worker: int, task: Task) -> None:
         """See Crew."""
@@ -186,9 +179,7 @@ class RayCrew(Crew):
         with self.cluster.heard():
             for number in news - self._placed.keys():
                 self._placed[number] = ray.put(apart(self._records[number]))
-            refs = [
-                (number, [self._placed[number]]) for number in sorted(news)
-            ]  # in a list Ray leaves them to the actor
+            refs = [(number, [self._placed[number]]) for number in sorted(news)]  # lists, into which Ray does not look
             seat.answers.append(seat.hand.actor.run.remote(apart(task), self._generation, refs))
         seat.hand.known |= news
 
@@ -223,8 +214,10 @@ class RayCrew(Crew):
         ready, hand.ready = hand.ready, None
         try:
             error, there = ray.get(ready)
-        except ray.exceptions.RayError:  # it is dead, as its first task will say
-            return
+        except ray.exceptions.RayError as died:
+            if not getattr(died, "actor_init_failed", False):
+                return  # its first task will say so
+            error, there = str(died).strip().splitlines()[-1], torch.__version__
         if error:
             raise FedsimError(
                 f"a worker of the Ray cluster cannot be set up ({error}); install on its node what this machine has"
@@ -299,67 +292,3 @@ class RayGrid(PoolGrid):
         """See SimulationGrid."""
         self.crew.join()
         return super().shards
-
-
-def put_devices(devices: Devices) -> tuple[Any, ...]:
-    """Into the object store, with the user's own modules; the population alone, since only its arrays are never written.
-
-    Raises FedsimError where they cannot be pickled.
-    """
-    import ray
-
-    try:
-        rest = apart(replace(devices, population=None))  # type: ignore[arg-type]
-        population = apart(devices.population)
-    except Exception:  # pickle raises what the objects raise
-        pack_devices(devices).close()  # says which part it is
-        raise
-    return ray.put(rest), ray.put(population), ray.put(own_modules())
-
-
-def how_it_died(error: Exception) -> str:
-    """Ray's pages about a worker that is lost, in words."""
-    text = str(error).lower()
-    if type(error).__name__ == "OutOfMemoryError" or "low on memory" in text or "memory monitor" in text:
-        return "was ended by Ray, since its node ran out of memory"
-    if "node has died" in text or "node was terminated" in text or "node died" in text:
-        return "was lost with its node"
-    if "unavailable" in text:
-        return "could not be reached any more"
-    return "ended unexpectedly, which often means that memory ran out"
-
-
-class Actor:
-    """A worker, as Ray runs it. One thread."""
-
-    def set_up(
-        self, device: str, path: list[str], rest: Apart, population: Apart, modules: dict[str, Any]
-    ) -> tuple[str, str]:
-        """Gives what went wrong, empty for nothing, and torch's version here."""
-        torch.set_num_threads(1)
-        sys.path.extend(folder for folder in path if folder not in sys.path)
-        sys.meta_path.append(Carried(modules))
-        importlib.invalidate_caches()
-        try:
-            devices: Devices = together(rest)
-            devices.population = together(population, shared=True)
-            self._worker = Worker(move(devices, torch.device(device)))
-        except Exception as error:  # whatever is raised by what is imported
-            return f"{type(error).__name__}: {error}", torch.__version__
-        self._generation = 0
-        return "", torch.__version__
-
-    def run(self, task: Apart, generation: int, news: list[tuple[int, list[Any]]]) -> Apart:
-        """Do a chunk. news: arrays that it needs and that are not here yet, as they were placed."""
-        import ray
-
-        if generation != self._generation:
-            self._worker.forget()
-            self._generation = generation
-        for number, (ref,) in news:
-            self._worker.place(number, together(ray.get(ref), shared=True))
-        answer = self._worker.run(together(task))
-        try:
-            return apart(answer)
-        except Exception as error:  # a state or a metric of a user's own kind
-            return apart(Answer(None, f"its reply cannot be pickled ({type(error).__name__}: {error})", {}, {}))

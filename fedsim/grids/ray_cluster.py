@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -15,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from fedsim.types import FedsimError, MissingPackageError
@@ -56,10 +58,11 @@ def _answers_here() -> bool:
     """Whether this machine's part of the cluster that we have joined lives."""
     import ray
 
+    node: Any = ray._private.worker._global_node
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(PATIENCE)
-            connection.connect(ray._private.worker._global_node.raylet_socket_name)
+            connection.connect(node.raylet_socket_name)
     except OSError:
         return False
     return True
@@ -139,12 +142,13 @@ class Cluster:
             "resume=..., which is kept"
         )
 
-    def room(self, kind: str) -> int:
-        """How many CPUs or GPUs (`kind`) the nodes have that live, taken or not."""
+    def room(self, kind: str, *, free: bool = False) -> int:
+        """How many CPUs or GPUs (`kind`) the nodes have that live, taken or not; `free`: that are not taken."""
         import ray
 
         self.check()  # Ray would wait for a head that has gone
-        return int(ray.cluster_resources().get(kind, 0))
+        resources = ray.available_resources() if free else ray.cluster_resources()
+        return int(resources.get(kind, 0))
 
     def _running(self) -> str:
         """The address of a cluster that somebody named; empty for none."""
@@ -177,7 +181,7 @@ class Cluster:
         )  # half a minute otherwise, several times over
         try:
             with _quietly():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+                ray.init(address=address, job_config=_job(), log_to_driver=False, logging_level=logging.CRITICAL)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise self._not_there(address, _first_line(error.__cause__ or error)) from error
 
@@ -193,6 +197,7 @@ class Cluster:
             with _quietly():
                 ray.init(
                     address="local",
+                    job_config=_job(),
                     num_cpus=self.cpus,
                     include_dashboard=False,
                     log_to_driver=False,
@@ -204,6 +209,16 @@ class Cluster:
                 f"Ray cannot be started on this machine ({_first_line(error)}); use grid=processes, "
                 "or join a cluster with grid.address"
             ) from error
+
+
+def _job() -> Any:
+    """Workers look for modules where we do, so far as they have those folders: in a checkout of fedsim, in the working folder."""
+    from ray.job_config import JobConfig
+
+    installed = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
+    folders = [Path(folder).resolve() for folder in sys.path]
+    own = [folder for folder in folders if not any(folder.is_relative_to(prefix) for prefix in installed)]
+    return JobConfig(_py_driver_sys_path=[str(folder) for folder in reversed(own)])  # the last is looked at first
 
 
 def _report_losses(wanted: bool) -> None:

@@ -4,7 +4,8 @@ Arrays of 64 KiB and more are written once into a block of memory behind a file 
 socket beside the pickle. The receiver maps the block, privately: it may read and even change its arrays, and no one else sees
 that. Nothing is left to be cleaned up when a process is killed: a block is gone with its last descriptor and mapping.
 
-What is unpickled here comes from this program's own processes, over sockets that only they hold.
+A worker takes whatever the main process sends, which is how it is made. The main process takes from a worker what an answer is
+made of and nothing else (`Answers`), so that what runs in a worker, a user's own code with it, cannot have it call a thing.
 """
 
 from __future__ import annotations
@@ -56,14 +57,45 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is not Tensor or obj.layout is not torch.strided or obj.requires_grad or obj.is_quantized:
             return NotImplemented
-        if not obj.is_contiguous() or obj.is_conj() or obj.is_neg():
+        if obj.is_conj() or obj.is_neg():
             return NotImplemented
-        raw = obj.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+        raw = obj.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return _tensor, (raw, obj.dtype, tuple(obj.shape))
 
 
 def _tensor(raw: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(raw).view(dtype).view(shape)
+
+
+class Answers(pickle.Unpickler):
+    """Reads what a worker says: records, arrays, numbers, text and bytes. Raises UnexpectedObject at anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in ANSWER_PARTS.get(module, ()) or (
+            module == "torch" and isinstance(getattr(torch, name), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise UnexpectedObject(f"{module}.{name}")
+
+
+class UnexpectedObject(Exception):
+    """A worker sent an object that no answer is made of; the words name it."""
+
+
+_CHECKS = ("_check_key", "_check_value")
+ANSWER_PARTS: dict[str, tuple[str, ...]] = {
+    "fedsim.flower": ("HeldArray",),
+    "fedsim.grids.wire": ("Parcel", "_tensor"),
+    "fedsim.grids.worker": ("Answer",),
+    "flwr.app.message.arrayrecord": ("ArrayRecord", *_CHECKS),
+    "flwr.app.message.configrecord": ("ConfigRecord", *_CHECKS),
+    "flwr.app.message.metricrecord": ("MetricRecord", *_CHECKS),
+    "flwr.app.message.recorddict": ("RecordDict", *_CHECKS),
+    "numpy": ("dtype", "ndarray"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.numeric": ("_frombuffer",),
+}
+"""What answers are made of, by the module that makes it."""
 
 
 def pack(obj: Any) -> Parcel:
@@ -102,34 +134,37 @@ def apart(obj: Any) -> Apart:
     return pickled, [np.frombuffer(raw, np.uint8) for raw in large]
 
 
-def together(parts: Apart, *, shared: bool = False) -> Any:
-    """The object again. Its large arrays are its own; `shared`: they are the carrier's, and nobody may change them."""
+def together(parts: Apart, *, shared: bool = False, anything: bool = False) -> Any:
+    """The object again. Its large arrays are its own; `shared`: they are the carrier's, and nobody may change them. anything: see
+    `unpack`.
+    """
     pickled, large = parts
     if not shared:
-        return _load(pickled, [array.copy().data for array in large])
+        return _load(pickled, [array.copy().data for array in large], anything=anything)
     with warnings.catch_warnings():  # torch has no read-only tensors and warns
         warnings.simplefilter("ignore")
-        return _load(pickled, [array.data for array in large])
+        return _load(pickled, [array.data for array in large], anything=anything)
 
 
 def _end(spans: list[tuple[int, int]]) -> int:
     return sum(spans[-1]) + -sum(spans[-1]) % ALIGNED if spans else 0
 
 
-def unpack(parcel: Parcel) -> Any:
-    """The object again; its large arrays lie in the mapped block for as long as they live."""
+def unpack(parcel: Parcel, *, anything: bool = False) -> Any:
+    """The object again; its large arrays lie in the mapped block for as long as they live. anything: not answers alone."""
     if parcel.block is None:
-        return _load(parcel.pickled)
+        return _load(parcel.pickled, anything=anything)
     mapped = mmap.mmap(parcel.block, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     view, pickled, spans = memoryview(mapped), parcel.pickled, parcel.spans
     if parcel.head is not None:
         start, size = parcel.head
-        pickled, spans = _load(view[start : start + size])
-    return _load(pickled, [view[start : start + size] for start, size in spans])
+        pickled, spans = _load(view[start : start + size], anything=anything)
+    return _load(pickled, [view[start : start + size] for start, size in spans], anything=anything)
 
 
-def _load(pickled: bytes | memoryview, buffers: Sequence[memoryview] = ()) -> Any:
-    return pickle.loads(pickled, buffers=buffers)  # noqa: S301 - of our own making, over a socket that only we hold
+def _load(pickled: bytes | memoryview, buffers: Sequence[memoryview] = (), *, anything: bool = False) -> Any:
+    kind = pickle.Unpickler if anything else Answers
+    return kind(io.BytesIO(pickled), buffers=buffers).load()
 
 
 def _block(buffers: Sequence[memoryview], spans: list[tuple[int, int]]) -> int:
@@ -158,12 +193,12 @@ def send(connection: Connection, label: str, parcel: Parcel) -> None:
         reduction.send_handle(connection, parcel.block, None)
 
 
-def receive(connection: Connection) -> tuple[str, Any]:
-    """The label and the object that were sent. Raises EOFError or OSError where the other side is gone."""
-    label, parcel, has_block = _load(connection.recv_bytes())
+def receive(connection: Connection, *, anything: bool = False) -> tuple[str, Any]:
+    """The label and the object that were sent; see `unpack`. Raises EOFError or OSError where the other side is gone."""
+    label, parcel, has_block = _load(connection.recv_bytes(), anything=anything)
     if has_block:
         parcel = parcel._replace(block=reduction.recv_handle(connection))
     try:
-        return label, unpack(parcel)
+        return label, unpack(parcel, anything=anything)
     finally:
         parcel.close()

@@ -63,7 +63,7 @@ class TaskStates:
     def put(self, client: int, state: Params) -> None:
         """See ClientStates."""
         if state:
-            self._states[client] = self.changed[client] = {name: array.cpu() for name, array in state.items()}
+            self._states[client] = self.changed[client] = {n: array.cpu().contiguous() for n, array in state.items()}
 
     def memory(self, client: int) -> dict[str, Any]:
         """See ClientStates."""
