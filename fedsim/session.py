@@ -194,6 +194,7 @@ class Session:
         ledger = protection.ledger()
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
+        summary["peak_memory_mb"] += self.grid.peak_mb
         epsilons = protection.client_epsilons(population.num_clients)
         if epsilons is not None and self.parts.algorithm.pools_data:  # one client trains on everybody's examples
             epsilons = epsilons.repeat(population.num_holders)

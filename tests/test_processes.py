@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import failing, parts, same_bits, start_command, tiny_dataset
+from helpers import failing, parts, run_into, same_bits, start_command, tiny, tiny_dataset
 from torch import nn
 
 from fedsim import flower
@@ -415,3 +415,13 @@ def test_modules_of_the_working_folder_are_found_in_workers(tmp_path: Path) -> N
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(p) for p in (Path(__file__).parents[1], Path(__file__).parent))},
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells it")
+@pytest.mark.usefixtures("no_pictures")
+def test_the_memory_of_workers_is_counted(tmp_path: Path) -> None:
+    alone, together = (
+        run_into(tmp_path / name, tiny(f"grid={name}", *(["grid.workers=2"] if name == "processes" else [])))
+        for name in ("inprocess", "processes")
+    )
+    assert together["peak_memory_mb"] > alone["peak_memory_mb"] + 20

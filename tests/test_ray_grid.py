@@ -131,14 +131,18 @@ def test_a_worker_killed_each_round_changes_nothing_but_time(cluster: Any, caplo
 def test_a_node_that_is_killed_is_done_without_and_a_new_one_used(
     cluster: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import ray
+
     made, grid = on(cluster, "strategy=local_only", "rounds=4")
     (second,) = cluster.worker_nodes
 
     def kill_and_replace(done: int, asked: int) -> None:
         if made.server.state.round == 1 and second in cluster.worker_nodes:
             cluster.remove_node(second, allow_graceful=False)
-        if made.server.state.round == 3 and not cluster.worker_nodes:
+        if made.server.state.round == 2 and not cluster.worker_nodes:
             cluster.add_node(**NODE)
+            while ray.available_resources().get("CPU", 0) < 1:
+                time.sleep(0.05)
 
     grid.on_progress = kill_and_replace
     crew, hands = crew_of(grid), []
@@ -157,7 +161,7 @@ def test_a_node_that_is_killed_is_done_without_and_a_new_one_used(
         if not cluster.worker_nodes:
             cluster.add_node(**NODE)
     seen = [number for number, _ in itertools.groupby(hands)]
-    assert seen in ([0, 2, 1], [0, 2, 1, 2]) and len(crew._hands) == 0 and "trained by another" in caplog.text
+    assert seen == [0, 2, 1, 2] and "trained by another" in caplog.text
     expected, expected_states = here("strategy=local_only", "rounds=4")
     assert same_bits(arrays, expected)
     assert all(same_bits(states[client], expected_states[client]) for client in range(8))

@@ -49,6 +49,11 @@ class SimulationGrid(Grid):
     def run_chunks(self, chunks: list[Message]) -> Generator[Message, None, None]:
         """Run each chunk's message on a node and give the replies in the order of the chunks; it may be broken off."""
 
+    @property
+    def peak_mb(self) -> float:
+        """Memory of its workers at their largest, beside this process's; known once it is closed."""
+        return 0.0
+
     def close(self) -> None:
         """Let go of workers; a grid without any has nothing to do."""
 

@@ -40,6 +40,8 @@ class Crew(ABC):
     """The workers of a grid, numbered from 0 to `size`. One does the tasks that it is given in their order."""
 
     size: int
+    peak_mb: float = 0.0
+    """Memory of the workers that were closed, at their largest; 0 where it is not known."""
 
     @abstractmethod
     def start(self, worker: int) -> None:
@@ -94,6 +96,11 @@ class PoolGrid(SimulationGrid):
     def close(self) -> None:
         """See SimulationGrid."""
         self.crew.close()
+
+    @property
+    def peak_mb(self) -> float:
+        """See SimulationGrid."""
+        return self.crew.peak_mb
 
 
 class Tasks(NamedTuple):

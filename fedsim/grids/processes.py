@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord
@@ -136,6 +138,7 @@ class ProcessCrew(Crew):
 
     def close(self) -> None:
         """See Crew. They keep nothing, so they are killed."""
+        self.peak_mb = max(self.peak_mb, sum(peak_mb(seat.process.pid) for seat in self._seats.values()))
         for seat in self._seats.values():
             seat.process.kill()
         for worker in list(self._seats):
@@ -180,6 +183,16 @@ class ProcessCrew(Crew):
             parcel.close()
         self._parcels.clear()
         self._records = []
+
+
+def peak_mb(pid: int | None) -> float:
+    """The largest resident memory of a process so far, in MB, less what others hold of it now; 0 where the system does not say."""
+    try:
+        lines = [Path(f"/proc/{pid}/{name}").read_text() for name in ("status", "smaps_rollup")]
+    except OSError:
+        return 0.0
+    kilobytes = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB", "\n".join(lines), re.MULTILINE)}
+    return max(0, kilobytes["VmHWM"] - (kilobytes["Rss"] - kilobytes["Pss"])) * 1024 / 1e6
 
 
 def ended(code: int) -> str:
