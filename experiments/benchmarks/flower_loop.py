@@ -93,5 +93,5 @@ def _simulate(server: ServerApp, client: ClientApp, clients: int, device: str) -
     from flwr.simulation import run_simulation
 
     cores = os.cpu_count() or 1
-    resources = {"num_cpus": 1, "num_gpus": 1 / cores if device.startswith("cuda") else 0.0}
+    resources: Any = {"num_cpus": 1, "num_gpus": 1 / cores if device.startswith("cuda") else 0.0}
     run_simulation(server, client, num_supernodes=clients, backend_config={"client_resources": resources})

@@ -48,8 +48,12 @@ def write_work(overrides: list[str], path: Path) -> dict[str, Any]:
     parts = build(cfg)
     population, settings = parts.population, parts.settings
     data = [population.training_data(client) for client in range(population.num_clients)]
-    weights = {f"weight/{name}": array.cpu().numpy() for name, array in model_arrays(parts.model).items()}
-    columns = {column: torch.cat([getattr(one, column) for one in data]).cpu().numpy() for column in ("x", "y")}
+    weights: dict[str, Any] = {
+        f"weight/{name}": array.cpu().numpy() for name, array in model_arrays(parts.model).items()
+    }
+    columns: dict[str, Any] = {
+        column: torch.cat([getattr(one, column) for one in data]).cpu().numpy() for column in ("x", "y")
+    }
     np.savez(path, sizes=np.array([len(one.x) for one in data]), **columns, **weights)
     model: dict[str, Any] = OmegaConf.to_container(cfg.model, resolve=True)  # type: ignore[assignment]
     target, dataset = model.pop("_target_"), population.dataset

@@ -13,7 +13,7 @@ class Table(NamedTuple):
 
     title: str
     header: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     notes: list[str]
 
     def markdown(self) -> str:

@@ -51,7 +51,9 @@ def targets(found: dict[str, dict[str, Any]]) -> Iterator[Target]:
     for workload, of_loop, of_ghost in (("2NN", 8.0, 4.0), ("CNN", 3.0, 1.8)):
         yield Target(f"{workload}, private: times Opacus's loop", of_loop, _over(private, workload, GRAD_SAMPLE.name))
         yield Target(f"{workload}, private: times ghost clipping", of_ghost, _over(private, workload, GHOST.name))
-    own = next((row for row in found.get("aggregation", {}).get("rows", []) if row["path"] == "fedsim"), {})
+    own: dict[str, Any] = next(
+        (row for row in found.get("aggregation", {}).get("rows", []) if row["path"] == "fedsim"), {}
+    )
     yield Target("aggregation: times Flower's path", 6, _median(own, "ratio"))
     yield Target("aggregation: MB above the model", 50, _median(own, "peak_mb"), at_most=True)
     largest = (found.get("population", {}).get("rows") or [{}])[-1]

@@ -34,8 +34,8 @@ class Workload:
 
     def quick(self) -> Workload:
         """Less of the same: to see that it runs, not how fast."""
-        few = {"cohort": min(4, self.cohort), "private_cohort": min(2, self.private_cohort)}
-        return dataclasses.replace(self, **few, rounds=1)
+        few, fewer = min(4, self.cohort), min(2, self.private_cohort)
+        return dataclasses.replace(self, cohort=few, private_cohort=fewer, rounds=1)
 
     def private(self) -> Workload:
         """With DP-SGD on devices: the batch becomes the expected batch of as many steps."""
