@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from fedsim.grids.carried import Carried, own_modules
 from fedsim.grids.ray import RayCrew
 from fedsim.grids.ray_actor import how_it_died, pack_up
 from fedsim.grids.wire import apart, together
+from fedsim.grids.worker import Answer
 from fedsim.parts import Parts
 from fedsim.types import FedsimError, MissingPackageError, Params
 
@@ -304,6 +306,17 @@ def test_a_cluster_that_is_lost_leaves_the_checkpoint(tmp_path: Path) -> None:
         own.shutdown()
     assert command.returncode == 1 and "is lost" in err and "resume=" in err and err.count("\n") == 1
     assert list(run.glob("checkpoints/round_*")) and not (run / "summary.json").exists()
+
+
+@needs_ray
+def test_an_answer_of_objects_that_run_code_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    crew = RayCrew(parts().devices, ray_cluster.Cluster("auto", 1), 1, "CPU")
+    crew._seats[0] = ray_grid.Seat(ray_grid.Hand(None, None, 0.0), deque(["answer"]))
+    monkeypatch.setattr(ray, "get", lambda ref: apart(Answer(None, "", {}, {0: {"layer": torch.nn.Linear(1, 1)}})))
+    with pytest.raises(FedsimError, match=r"holds a torch\..*Linear, which is not taken from another process"):
+        crew._read(0)
 
 
 # What needs no cluster

@@ -154,10 +154,7 @@ class ProcessCrew(Crew):
         except (EOFError, OSError, pickle.UnpicklingError):
             return Event(worker, None, self._leave(worker))
         except UnexpectedObject as error:
-            raise FedsimError(
-                f"a client's reply or state holds a {error}, which is not taken from another process; keep tensors alone in it, or "
-                "use grid=inprocess"
-            ) from None
+            raise not_taken(error) from None
         if label == BROKEN:
             raise FedsimError(f"a worker process cannot be set up ({content}); use grid=inprocess")
         assert isinstance(content, Answer)
@@ -193,6 +190,14 @@ def peak_mb(pid: int | None) -> float:
         return 0.0
     kilobytes = {key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+) kB", "\n".join(lines), re.MULTILINE)}
     return max(0, kilobytes["VmHWM"] - (kilobytes["Rss"] - kilobytes["Pss"])) * 1024 / 1e6
+
+
+def not_taken(error: UnexpectedObject) -> FedsimError:
+    """The error for an answer that holds more than records and arrays."""
+    return FedsimError(
+        f"a client's reply or state holds a {error}, which is not taken from another process; keep tensors alone in it, or use "
+        "grid=inprocess"
+    )
 
 
 def ended(code: int) -> str:

@@ -23,10 +23,11 @@ from fedsim.client import Devices
 from fedsim.grids.base import SimulationGrid
 from fedsim.grids.forkserver import cores
 from fedsim.grids.pool import Crew, Event, PoolGrid
+from fedsim.grids.processes import not_taken
 from fedsim.grids.ray_actor import Actor, how_it_died, pack_up
 from fedsim.grids.ray_cluster import Cluster, require_ray
 from fedsim.grids.settings import GridSettings, MakeDevices
-from fedsim.grids.wire import apart, together
+from fedsim.grids.wire import UnexpectedObject, apart, together
 from fedsim.grids.worker import Task
 from fedsim.types import FedsimError
 
@@ -238,6 +239,8 @@ class RayCrew(Crew):
             self.cluster.check()  # or Ray itself has ended here
             log.warning("a worker %s; its clients are trained by another", died)
             return self._leave(seat.hand, worker, died)
+        except UnexpectedObject as error:
+            raise not_taken(error) from None
         seat.answers.popleft()
         return [Event(worker, answer)]
 

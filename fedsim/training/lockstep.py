@@ -22,7 +22,7 @@ from fedsim.training.arrays import distinct, load_arrays
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
 from fedsim.training.objectives import IGNORED_TARGET, Objective, client_losses
-from fedsim.training.private_lockstep import private_gradients
+from fedsim.training.private_lockstep import private_gradients, private_step, whole_batches
 from fedsim.training.settings import LocalTraining
 from fedsim.training.stack import Copies, Stack, fusible
 from fedsim.training.steps import SGD, clip_each, make_stacked_step
@@ -81,9 +81,10 @@ class Lockstep:
         self.begins, self.corrects = own.begin is not ClientHalf.begin, own.correct is not ClientHalf.correct
         self.finishes = own.finish is not ClientHalf.finish
         plain = settings.optimizer is None and not settings.momentum and settings.max_grad_norm is None
+        self.plain = plain and not self.corrects
         self.fused: dict[str, list[str]] = {}
         if isinstance(copies, Stack):
-            if plain and not self.corrects and local_steps is None and not copies.compiled and copies.exact:
+            if self.plain and local_steps is None and not copies.compiled and copies.exact:
                 self.fused = fusible(copies)
             private = local_steps is not None
             copies.captures = lambda name, layer: name in self.fused or (private and _is_trained(layer))
@@ -188,8 +189,12 @@ class Lockstep:
             if self.local_steps is None:
                 gradients = self._gradients(group, x, y)
             else:
-                private = [member.private for member in members[:active]]
-                gradients = private_gradients(copies, self.objective, private, x, y, number, bad[:active])  # type: ignore[arg-type]
+                assert isinstance(copies, Stack)
+                words = copies, self.objective, group.private(active), x, y, number, bad[:active]
+                if self.plain and whole_batches(copies, group.private(active)):
+                    private_step(*words, lr, 1 - lr * self.settings.weight_decay)
+                    continue
+                gradients = private_gradients(*words)
             if self.corrects:
                 self._correct(members[:active], gradients, copies.weights(), [anchor[:active] for anchor in anchors])
             if self.settings.max_grad_norm is not None:
@@ -301,6 +306,10 @@ class Group:
         self.offsets = [0, *ends.tolist()]
         self.losses: list[Tensor] = []
         self.rows: list[int] = []
+
+    def private(self, active: int) -> list[PrivateClient]:
+        """What the active members draw under DP-SGD."""
+        return [member.private for member in self.members[:active] if member.private is not None]
 
     @cached_property
     def _drawn(self) -> tuple[Tensor, Tensor, list[list[int]]]:

@@ -25,7 +25,6 @@ def private_gradients(
     client may be sent.
     """
     k, weights = stack.active, stack.weights()
-    rule = clients[0].rule
     total = torch.stack([client.noise(step) for client in clients]).to(weights[0])  # (k, numbers)
     sizes = [weight[0].numel() for weight in weights]
     pieces = [piece.reshape(weight.shape) for piece, weight in zip(total.split(sizes, dim=1), weights, strict=True)]
@@ -39,13 +38,49 @@ def private_gradients(
         x, y = (array[:, start : start + most].flatten(0, 1) for array in (xs, ys))
         unclipped += _add_clipped(stack, objective, clients, x, y, pieces, bad)
     total[empty] = untouched  # what fills up an empty batch may be NaN, which times 0 is NaN
-    if rule.clipping == "adaptive":
-        for client, count, size in zip(clients, unclipped.tolist(), drawn, strict=True):
-            client.adapt(count - size / 2, step)
+    stack.sizes = drawn
+    _adapt(stack, clients, unclipped, step)
     expected = torch.tensor([float(client.expected_batch) for client in clients], device=total.device)
     for piece in pieces:
         piece /= expected.view(-1, *[1] * (piece.dim() - 1))
     return pieces
+
+
+def private_step(
+    stack: Stack,
+    objective: Objective,
+    clients: Sequence[PrivateClient],
+    x: Tensor,
+    y: Tensor,
+    step: int,
+    bad: Tensor,
+    lr: float,
+    decay: float,
+) -> None:
+    """The same gradients as one plain step of SGD, added to the weights as they come: their sum is nowhere written out.
+
+    For batches that are taken whole and in which no client's is empty; see `whole_batches`. decay: what weights are multiplied by.
+    """
+    weights = stack.weights()
+    given = _per_example(stack, objective, x, y)
+    factors, unclipped = _factors(stack, clients, given, len(x), bad)
+    scales = [-lr / client.expected_batch for client in clients]
+    factors = factors.view(len(given), len(clients), -1) * factors.new_tensor(scales)[:, None]
+    with torch.no_grad():
+        if decay != 1:
+            torch._foreach_mul_(weights, decay)
+        sizes = [weight[0].numel() for weight in weights]
+        for row, (client, scale) in enumerate(zip(clients, scales, strict=True)):
+            for weight, noise in zip(weights, client.noise(step).to(weights[0]).split(sizes), strict=True):
+                weight[row].add_(noise.view_as(weight[row]), alpha=scale)
+        for gradients, weight, factor in zip(given, weights, factors, strict=True):
+            gradients.add_each_to(weight, factor)
+    _adapt(stack, clients, unclipped, step)
+
+
+def whole_batches(stack: Stack, clients: Sequence[PrivateClient]) -> bool:
+    """Whether every client's batch is taken in one part, and none is empty."""
+    return min(stack.sizes) > 0 and max(stack.sizes) <= clients[0].most_rows
 
 
 def _add_clipped(
@@ -58,17 +93,31 @@ def _add_clipped(
     bad: Tensor,
 ) -> Tensor:
     """Add each client's clipped gradients to its `pieces`; gives (k,) how many examples were not clipped."""
-    given, k = _per_example(stack, objective, x, y), len(clients)
-    places = torch.arange(len(x) // k, device=x.device)
-    counted = (places < torch.tensor(stack.sizes, device=x.device)[:, None]).flatten()  # (k * b,)
-    limits = pieces[0].new_tensor([client.clip_norm for client in clients]).repeat_interleave(len(x) // k)
+    given = _per_example(stack, objective, x, y)
+    factors, unclipped = _factors(stack, clients, given, len(x), bad)
+    for gradients, piece, factor in zip(given, pieces, factors, strict=True):
+        gradients.add_each_to(piece, factor.view(len(clients), -1))
+    return unclipped
+
+
+def _factors(
+    stack: Stack, clients: Sequence[PrivateClient], given: list[Gradients], rows: int, bad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(parameters, rows) by how much to multiply each row's gradients, 0 where it fills up; and (k,) how many are not clipped."""
+    k, device = len(clients), bad.device
+    places = torch.arange(rows // k, device=device)
+    counted = (places < torch.tensor(stack.sizes, device=device)[:, None]).flatten()  # (k * b,)
+    limits = stack.weights()[0].new_tensor([client.clip_norm for client in clients]).repeat_interleave(rows // k)
     factors = _clip_factors(given, limits, clients[0].rule.clipping)
     bad |= (~torch.isfinite(factors).all(0) & counted).view(k, -1).any(1)
     unclipped = ((factors[0] == 1) & counted).view(k, -1).sum(1)
-    factors = torch.where(counted & torch.isfinite(factors), factors, 0)
-    for gradients, piece, factor in zip(given, pieces, factors, strict=True):
-        gradients.add_each_to(piece, factor.view(k, -1))
-    return unclipped
+    return torch.where(counted & torch.isfinite(factors), factors, 0), unclipped
+
+
+def _adapt(stack: Stack, clients: Sequence[PrivateClient], unclipped: Tensor, step: int) -> None:
+    if clients[0].rule.clipping == "adaptive":
+        for client, count, size in zip(clients, unclipped.tolist(), stack.sizes, strict=True):
+            client.adapt(count - size / 2, step)
 
 
 def _per_example(stack: Stack, objective: Objective, x: Tensor, y: Tensor) -> list[Gradients]:
