@@ -19,7 +19,7 @@ quickstart: $(VENV)/installed ## Train on 5,000 real MNIST digits held by 100 Fl
 test: $(VENV)/installed-dev ## Run the tests
 	$(BIN)/python -m pytest -n 2
 
-test-ray: $(VENV)/installed-dev ## Hold the in-process grid against Flower's own simulation on Ray
+test-ray: $(VENV)/installed-dev ## Hold grid=ray and Flower's own simulation on Ray against grid=inprocess
 	$(PIP) -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
 
