@@ -254,5 +254,7 @@ def client_app_from(config: dict[str, Any]) -> ClientApp:
 @lru_cache(maxsize=1)
 def _devices_from(config: str) -> Devices:
     """One set of devices a process, however many messages it gets."""
-    alone = {"grid": {"_target_": "fedsim.grids.inprocess.InProcess"}}  # the node itself trains, whatever the server's grid is
+    alone = {
+        "grid": {"_target_": "fedsim.grids.inprocess.InProcess"}
+    }  # the node itself trains, whatever the server's grid is
     return build(OmegaConf.create(json.loads(config) | alone)).devices()

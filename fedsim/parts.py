@@ -62,4 +62,6 @@ class Parts:
             self.chunk_size = require_int("execution.chunk_size", execution["chunk_size"], low=1)
             self.trainer.execution = Execution(**{key: execution[key] for key in asdict(self.trainer.execution)})
         except KeyError as error:
-            raise FedsimError(f"the checkpoint does not say {error} of how devices train, so it is corrupt; start anew") from error
+            raise FedsimError(
+                f"the checkpoint does not say {error} of how devices train, so it is corrupt; start anew"
+            ) from error

@@ -12,7 +12,16 @@ from typing import Any
 from fedsim.errors import is_stop, kept
 from fedsim.resume import refuse_run
 
-OWN_TRACES = ("checkpoints", ".client_states", "baselines", "plots", "tensorboard", "wandb", ".mlflow_run", ".wandb_run")
+OWN_TRACES = (
+    "checkpoints",
+    ".client_states",
+    "baselines",
+    "plots",
+    "tensorboard",
+    "wandb",
+    ".mlflow_run",
+    ".wandb_run",
+)
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
 
 

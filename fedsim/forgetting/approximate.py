@@ -122,9 +122,7 @@ def _train_on(source: Source, folder: Path, name: str, arrays: Params, rounds: i
     own = model_arrays(parts.model)
     arrays = {n: arrays[n].detach().cpu().to(own[n].dtype) for n in own}
     parts.server.state = dataclasses.replace(parts.server.state, arrays=arrays, round=source.rounds)
-    session = Session(
-        parts, folder, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep, cfg.checkpoint.states_mb
-    )
+    session = Session(parts, folder, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep, cfg.checkpoint.states_mb)
     facts = {key: source.summary[key] for key in ("command", "strategy", "model", "partition")}
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     return session.run(config, facts | {"baselines": {}})
