@@ -195,6 +195,7 @@ class Session:
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
         summary["peak_memory_mb"] += self.grid.peak_mb
+        summary |= {"grid": self.grid.name, "workers": self.grid.workers}
         epsilons = protection.client_epsilons(population.num_clients)
         if epsilons is not None and self.parts.algorithm.pools_data:  # one client trains on everybody's examples
             epsilons = epsilons.repeat(population.num_holders)

@@ -45,7 +45,6 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "bytes_up": sum(row["bytes_up"] for row in state.rows),
         "bytes_down": sum(row["bytes_down"] for row in state.rows),
         "device": parts.device.type,
-        "grid": type(parts.grid_settings).__name__.lower(),
         "execution": parts.execution,
         "num_parameters": parts.num_parameters,
         "federated": _federated(last),

@@ -425,3 +425,4 @@ def test_the_memory_of_workers_is_counted(tmp_path: Path) -> None:
         for name in ("inprocess", "processes")
     )
     assert together["peak_memory_mb"] > alone["peak_memory_mb"] + 20
+    assert [(run["grid"], run["workers"]) for run in (alone, together)] == [("inprocess", 1), ("processes", 2)]

@@ -190,3 +190,10 @@ def test_forced_colours_do_not_make_a_log_file_a_terminal() -> None:
 
 def test_clock_text() -> None:
     assert [clock_text(s) for s in (0, 65, 3725)] == ["0:00", "1:05", "1:02:05"]
+
+
+def test_closed_streams_are_no_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    with Progress(2) as progress:
+        progress.round({"round": 1, "accuracy": 0.5, "loss": 1.0})

@@ -49,6 +49,14 @@ class SimulationGrid(Grid):
     def run_chunks(self, chunks: list[Message]) -> Generator[Message, None, None]:
         """Run each chunk's message on a node and give the replies in the order of the chunks; it may be broken off."""
 
+    name = "inprocess"
+    """What a user types for it."""
+
+    @property
+    def workers(self) -> int:
+        """Chunks that may train at the same time."""
+        return 1
+
     @property
     def peak_mb(self) -> float:
         """Memory of its workers at their largest, beside this process's; known once it is closed."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,13 @@ PRELOADED = ("fedsim.grids.processes", "fedsim.data.population", "fedsim.trainin
 
 def start_forkserver() -> None:
     """Start it where it does not run yet; returns at once, while it imports. It ends with this process, however that ends."""
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     forkserver.set_forkserver_preload(list(PRELOADED))
-    with _without_ctrl_c():
-        forkserver.ensure_running()
+    with _short_temporary_folder():
+        resource_tracker.ensure_running()  # by itself first: as it starts, it lets signals through again
+        with _without_ctrl_c():
+            forkserver.ensure_running()
 
 
 def start_early(grid: str, workers: int | None, device: str) -> None:
@@ -54,6 +57,18 @@ def no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = own
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """The fork server's socket lies in the folder for temporary files, and the paths of sockets have 107 characters at most."""
+    before, folder = tempfile.tempdir, tempfile.gettempdir()
+    if len(folder) > 60 and os.path.isdir("/tmp"):
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

@@ -37,8 +37,9 @@ class Event(NamedTuple):
 
 
 class Crew(ABC):
-    """The workers of a grid, numbered from 0 to `size`. One does the tasks that it is given in their order."""
+    """The workers of a grid, numbered from 0 to `size`. One does the tasks that it is given in their order. name: the grid's."""
 
+    name: str
     size: int
     peak_mb: float = 0.0
     """Memory of the workers that were closed, at their largest; 0 where it is not known."""
@@ -72,7 +73,12 @@ class PoolGrid(SimulationGrid):
 
     def __init__(self, crew: Crew, chunk_size: int) -> None:
         super().__init__(chunk_size)
-        self.crew = crew
+        self.crew, self.name = crew, crew.name
+
+    @property
+    def workers(self) -> int:
+        """See SimulationGrid."""
+        return self.crew.size
 
     @property
     def shards(self) -> int:
@@ -149,6 +155,6 @@ def _deal(crew: Crew, tasks: Tasks, waiting: deque[int], given: list[deque[int]]
 def given_up(died: str) -> FedsimError:
     """The error for a chunk that no worker survives."""
     return FedsimError(
-        f"a worker {died}, for the {ATTEMPTS}rd time with the same clients; lower grid.workers, grid.width or grid.chunk_size, "
-        "then go on from the run's last checkpoint with resume=..., which is kept"
+        f"a worker {died}, for the {ATTEMPTS}rd time with the same clients; begin anew with a lower grid.workers, grid.width or "
+        "grid.chunk_size or, once there is more memory, go on from the run's last checkpoint, if it has one, with resume=..."
     )

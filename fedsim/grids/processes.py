@@ -61,7 +61,7 @@ class Processes(GridSettings):
         there = torch.cuda.device_count() if device.type == "cuda" else cores()
         workers = self.workers or there
         if workers > there:
-            kind = "GPUs" if device.type == "cuda" else "cores"
+            kind = ("GPU" if device.type == "cuda" else "core") + "s" * (there != 1)
             log.warning(
                 "grid.workers=%d is more than the %d %s here: they will wait for each other", workers, there, kind
             )
@@ -83,6 +83,8 @@ class ProcessCrew(Crew):
 
     devices: what goes to each; asked for once, when the first is started. device: of the main process.
     """
+
+    name = "processes"
 
     def __init__(self, devices: Callable[[], Devices], size: int, device: torch.device) -> None:
         self.size, self.device = size, device
@@ -156,7 +158,10 @@ class ProcessCrew(Crew):
         except UnexpectedObject as error:
             raise not_taken(error) from None
         if label == BROKEN:
-            raise FedsimError(f"a worker process cannot be set up ({content}); use grid=inprocess")
+            own = (
+                "move what your script defines into a module that it imports, or " if "__main__" in str(content) else ""
+            )
+            raise FedsimError(f"a worker process cannot be set up ({content}); {own}use grid=inprocess")
         assert isinstance(content, Answer)
         return Event(worker, content)
 

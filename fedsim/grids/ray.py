@@ -101,6 +101,8 @@ class RayCrew(Crew):
     workers: how many are wanted; None for what the cluster has.
     """
 
+    name = "ray"
+
     def __init__(self, devices: Callable[[], Devices], cluster: Cluster, workers: int | None, kind: str) -> None:
         self.cluster, self.workers, self.kind = cluster, workers, kind
         self.size = 1

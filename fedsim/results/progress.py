@@ -76,7 +76,7 @@ class Progress:
         from rich.console import Console
 
         # rich would take FORCE_COLOR for a terminal; a log file of a CI machine must stay free of bars
-        self._console = console or Console(stderr=True, force_terminal=sys.stderr.isatty())
+        self._console = console or Console(stderr=True, force_terminal=is_terminal(sys.stderr))
         self._drawn = not quiet and self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock, self._pace = clock, Pace()
         self._total, self._done = total_rounds, done_rounds
@@ -97,8 +97,8 @@ class Progress:
                 console=self._console,
                 get_renderable=self._render,
                 refresh_per_second=4,
-                redirect_stdout=sys.stdout.isatty(),
-                redirect_stderr=sys.stderr.isatty(),
+                redirect_stdout=is_terminal(sys.stdout),
+                redirect_stderr=is_terminal(sys.stderr),
             )
             outputs = (sys.stdout, sys.stderr)
             self._live.start(refresh=True)
@@ -196,3 +196,8 @@ def clock_text(seconds: float) -> str:
 
 def _finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether somebody watches it; a stream that was closed before Python began is None."""
+    return stream is not None and stream.isatty()

@@ -169,9 +169,19 @@ def _costs(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Client-rounds a second, training alone", number_text(summary.get("client_rounds_per_second"))),
         ("Sent up, devices to server", bytes_text(summary.get("bytes_up"))),
         ("Sent down, server to devices", bytes_text(summary.get("bytes_down"))),
+        ("Trained by", _trained_by(summary)),
         ("Peak memory", bytes_text(memory * 1e6) if known(memory) else DASH),
         ("Parameters of the model", count_text(summary.get("num_parameters"))),
     ]
+
+
+def _trained_by(summary: dict[str, Any]) -> str:
+    """Where and how devices ran, in words."""
+    if not (grid := summary.get("grid")):
+        return DASH
+    workers, execution = summary.get("workers", 1), summary.get("execution", {})
+    where = f"grid={grid}" + (f", {count_text(workers)} workers" if workers != 1 else "")
+    return f"{where}; {execution.get('why') or execution.get('way', DASH)}"
 
 
 def _secure_aggregation(run: Run) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from fedsim.checks import require_choice, require_int
+from fedsim.checks import require_choice, require_int, shown
 from fedsim.training.alone import Alone
 from fedsim.training.arrays import model_arrays
 from fedsim.training.client_half import ClientHalf
@@ -61,6 +61,12 @@ class Asked:
             raise FedsimError(f"grid.width={self.width} is neither a number, auto nor measure; give one of them")
         if not isinstance(self.width, str):
             require_int("grid.width", self.width, low=1)
+        if self.way == "one" and self.width not in ("auto", 1):
+            raise FedsimError(
+                f"grid.width={self.width} is of clients in lockstep, which grid.way=one is not; leave one of them out"
+            )
+        if not isinstance(self.compile, bool):
+            raise FedsimError(f"grid.compile={shown(self.compile)} is neither true nor false; give one of them")
 
 
 def choose_execution(
@@ -145,7 +151,8 @@ def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort:
     fits = max(1, int(asked.memory_mb * 1e6) // bytes_each(engine, size, x, examples))
     if fits < width:
         width, why = fits, f"as many as fit into grid.memory_mb={asked.memory_mb}"
-    return replace(found, width=width, why=f"{found.way} of {width} ({why})")
+    words = f"{found.way} of {width}" if width > 1 else "one client at a time, on stacked layers"
+    return replace(found, width=width, why=f"{words} ({why})")
 
 
 def bytes_each(engine: Alone, size: int, x: Tensor, examples: int) -> int:
@@ -213,7 +220,9 @@ def _difference(
             if isinstance(update, ClientUpdate):
                 return f"it gives an update where one client at a time gives none ({expected.reason})"
         elif not _alike(update, expected, start, 1e-3 if copies.exact else 0.05):
-            return "its updates are not those that it gives one client at a time"
+            return "its updates are not those that it gives one client at a time" + (
+                "" if copies.exact else " in float32"
+            )
     return f"it could not be tried ({reasons[0]})" if len(reasons) == len(found) and not may_fail else None
 
 
