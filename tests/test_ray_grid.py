@@ -31,6 +31,7 @@ from fedsim.grids.ray_actor import how_it_died, pack_up
 from fedsim.grids.wire import apart, together
 from fedsim.grids.worker import Answer
 from fedsim.parts import Parts
+from fedsim.training import ClientHalf
 from fedsim.types import FedsimError, MissingPackageError, Params
 
 needs_ray = pytest.mark.ray
@@ -336,6 +337,7 @@ def test_without_ray_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_cannot_be_pickled_is_named() -> None:
     made = parts()
+    made.trainer.client_half = ClientHalf()  # not the one that all algorithms share
     made.trainer.client_half.begin = lambda device: {}  # type: ignore[method-assign]
     with pytest.raises(FedsimError, match=r"^strategy=\w+ cannot be sent to worker processes .*lambda"):
         pack_up(made.devices())
