@@ -17,7 +17,7 @@ from fedsim.algorithms.qfedavg import ReportsReceivedLoss
 from fedsim.models import CNN, MLP, CharLSTM, CNN1d, Linear, ResNet, TanhCNN
 from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, Device, LocalTraining, Trainer
 from fedsim.training.arrays import model_arrays
-from fedsim.training.choose import Asked, choose_execution
+from fedsim.training.choose import Asked, choose_chunk_size, choose_execution
 from fedsim.training.dpsgd import DPSGD, KEPT
 from fedsim.training.execution import ONE_AT_A_TIME, Execution
 from fedsim.training.objectives import IGNORED_TARGET
@@ -349,9 +349,18 @@ def test_the_rule_takes_dense_models_together_and_convolutions_one_by_one() -> N
 
 
 def test_the_rule_keeps_to_the_memory_bound() -> None:
-    wide = asked("mlp").width
-    assert asked("mlp", width=5).width == 5 and wide > 5
-    assert "no batched form" in asked("own weights", way="one").why or asked("own weights", way="one").way == "one"
+    trainer = Trainer(nn.Linear(784, 3), objective_of("mlp"), PLAIN, ClientHalf(), 11)
+    x, y = torch.randn(6, 784), torch.randint(3, (6,))
+    wide, narrow = (choose_execution(Asked(memory_mb=m), trainer.alone(), x, y, cohort=100) for m in (1024, 1))
+    assert wide.width == 25 and 1 <= narrow.width < 5 and "grid.memory_mb=1" in narrow.why
+    assert asked("mlp", width=5).width == 5 and asked("own weights", way="one").way == "one"
+
+
+@pytest.mark.parametrize("width", [1, 8, 25, 64, 100, 256])
+@pytest.mark.parametrize("cohort", [1, 20, 100, 1000, 5000])
+def test_a_chunk_holds_the_width_that_the_run_says(width: int, cohort: int) -> None:
+    size = choose_chunk_size(Execution("lockstep", width), cohort, torch.device("cpu"))
+    assert width <= size <= max(64, width)
 
 
 def test_a_way_that_does_not_take_the_model_is_refused_in_a_sentence() -> None:

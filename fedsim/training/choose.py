@@ -127,11 +127,12 @@ def choose_chunk_size(execution: Execution, cohort: float, device: torch.device)
     """Clients that one node trains before it replies, where the configuration does not say.
 
     On a CPU a round has at least four times SHARES chunks where the width allows, so that the last of them keeps few waiting.
+    Never less than the width, which would then be another than the run says.
     """
     if device.type == "cuda":
-        return max(execution.width, 1)
+        return execution.width
     fair = math.ceil(cohort / (4 * SHARES))
-    return max(1, min(MOST_ON_CPU, execution.width * math.ceil(fair / execution.width)))
+    return max(execution.width, min(MOST_ON_CPU, execution.width * math.ceil(fair / execution.width)))
 
 
 def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort: float, examples: int) -> Execution:
