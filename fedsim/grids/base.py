@@ -28,9 +28,11 @@ Chunk = list[Message]
 class SimulationGrid(Grid):
     """A Flower Grid over simulated clients 0, 1, 2 ...
 
-    chunk_size: how many clients train on one node at a time and, where the algorithm allows, reply with one mean.
-    on_progress: told (clients done, clients asked) as a round goes on.
+    chunk_size: how many clients train on one node at a time and, where the algorithm allows, reply with one sum.
+    on_progress: told (clients done, clients asked) as a round goes on. name: what a user types for the grid.
     """
+
+    name = "inprocess"
 
     def __init__(self, chunk_size: int) -> None:
         require_int("grid.chunk_size", chunk_size, low=1)
@@ -48,9 +50,6 @@ class SimulationGrid(Grid):
     @abstractmethod
     def run_chunks(self, chunks: list[Message]) -> Generator[Message, None, None]:
         """Run each chunk's message on a node and give the replies in the order of the chunks; it may be broken off."""
-
-    name = "inprocess"
-    """What a user types for it."""
 
     @property
     def workers(self) -> int:
