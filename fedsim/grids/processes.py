@@ -26,6 +26,7 @@ from flwr.app import ArrayRecord
 from fedsim import flower
 from fedsim.checks import require_int
 from fedsim.client import Devices
+from fedsim.grids.allocator import keep_freed_memory
 from fedsim.grids.base import SimulationGrid
 from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
 from fedsim.grids.pool import Crew, Event, PoolGrid
@@ -247,6 +248,7 @@ def serve(connection: Connection, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     worker: Worker | None = None
     while True:
         try:

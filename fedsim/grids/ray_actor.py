@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fedsim.client import Devices
+from fedsim.grids.allocator import keep_freed_memory
 from fedsim.grids.carried import Carried, Source, own_modules
 from fedsim.grids.processes import pack_devices
 from fedsim.grids.wire import Apart, apart, together
@@ -46,6 +47,7 @@ class Actor:
     def set_up(self, device: str, rest: Apart, population: Apart, modules: dict[str, Source]) -> tuple[str, str]:
         """Gives what went wrong, empty for nothing, and torch's version here."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         sys.meta_path.append(Carried(modules))
         try:
             devices: Devices = together(rest, anything=True)
