@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedsim import rng
 from fedsim.training.arrays import distinct, load_arrays
+from fedsim.training.chain import Chain, chain_of
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
-from fedsim.training.objectives import IGNORED_TARGET, Objective, client_losses
-from fedsim.training.private_lockstep import private_gradients, private_step, whole_batches
+from fedsim.training.objectives import IGNORED_TARGET, ONE_TARGET, Objective, client_gradients, client_losses
+from fedsim.training.private_lockstep import PerExample, private_gradients, private_step, whole_batches
 from fedsim.training.settings import LocalTraining
 from fedsim.training.stack import Copies, Stack, fusible
 from fedsim.training.steps import SGD, clip_each, make_stacked_step
@@ -83,11 +85,14 @@ class Lockstep:
         plain = settings.optimizer is None and not settings.momentum and settings.max_grad_norm is None
         self.plain = plain and not self.corrects
         self.fused: dict[str, list[str]] = {}
+        self.chain: Chain | None = None
         if isinstance(copies, Stack):
+            self.chain = chain_of(copies) if objective in ONE_TARGET else None
             if self.plain and local_steps is None and not copies.compiled and copies.exact:
                 self.fused = fusible(copies)
             private = local_steps is not None
             copies.captures = lambda name, layer: name in self.fused or (private and _is_trained(layer))
+        self._never_drawn_from = torch.Generator()
         self._written = [name for name in copies.trained if name not in {n for own in self.fused.values() for n in own}]
 
     def train(
@@ -143,6 +148,8 @@ class Lockstep:
     ) -> tuple[dict[str, float], torch.Generator]:
         """The half's metrics, and what the client's random layers draw from afterwards."""
         client = device.data.client
+        if not self.begins and not self.copies.draws:
+            return {}, self._never_drawn_from
         if not self.begins:
             number = rng.derive_seed(self.seed, round, client, "model")
             return {}, torch.Generator(device.data.x.device).manual_seed(number)
@@ -183,6 +190,9 @@ class Lockstep:
                 copies.narrow(copies.active - 1)
             active = copies.active
             x, y, copies.sizes = group.batch(number, active)
+            if self.fused and self.chain is not None and self.chain.takes(x):
+                self._chain_step(self.chain, group, x, y, lr)
+                continue
             if self.fused:
                 self._fused_step(group, x, y, lr)
                 continue
@@ -190,7 +200,8 @@ class Lockstep:
                 gradients = self._gradients(group, x, y)
             else:
                 assert isinstance(copies, Stack)
-                words = copies, self.objective, group.private(active), x, y, number, bad[:active]
+                per_example = PerExample(copies, self.objective, self.chain)
+                words = copies, per_example, group.private(active), x, y, number, bad[:active]
                 if self.plain and whole_batches(copies, group.private(active)):
                     private_step(*words, lr, 1 - lr * self.settings.weight_decay)
                     continue
@@ -237,6 +248,18 @@ class Lockstep:
             if found:
                 torch._foreach_add_([w for w, _ in found], [g for _, g in found], alpha=-lr)
         calls.clear()
+
+    def _chain_step(self, chain: Chain, group: Group, x: Tensor, y: Tensor, lr: float) -> None:
+        """The same step where every layer is dense."""
+        copies, decay = self.copies, 1 - lr * self.settings.weight_decay
+        with torch.no_grad():
+            outputs = chain.forward(x)
+            losses, gradient = client_gradients(self.objective, outputs, y, copies.active, copies.sizes)
+            group.count(losses, copies.sizes)
+            for link, inputs, g in chain.backward(gradient):
+                copies.weight(link.weight).baddbmm_(g.mT, inputs, beta=decay, alpha=-lr)
+                if link.bias is not None:
+                    copies.weight(link.bias).mul_(decay).sub_(g.sum(1), alpha=lr)
 
     def _correct(
         self, members: list[Member], gradients: list[Tensor], weights: list[Tensor], anchors: list[Tensor]
@@ -312,12 +335,17 @@ class Group:
         return [member.private for member in self.members[:active] if member.private is not None]
 
     @cached_property
-    def _drawn(self) -> tuple[Tensor, Tensor, list[list[int]]]:
-        """(all steps, longest batch) row numbers, -1 where a batch is filled up; where each member's begin; batch sizes."""
-        rows = [one + offset for member, offset in zip(self.members, self.offsets, strict=False) for one in member.rows]
-        counts = torch.tensor([member.steps for member in self.members])
-        matrix = pad_sequence(rows, batch_first=True, padding_value=-1).to(self.x.device)
-        return matrix, (counts.cumsum(0) - counts).to(self.x.device), [[len(r) for r in m.rows] for m in self.members]
+    def _drawn(self) -> tuple[Tensor, list[tuple[int, ...]]]:
+        """(steps, members, longest batch) row numbers, -1 where a batch is filled up or not made; each step's batch sizes."""
+        sizes = [[len(rows) for rows in member.rows] for member in self.members]
+        longest, steps = max(map(max, sizes)), len(sizes[0])
+        matrix = torch.full((len(sizes), steps, longest), -1)
+        for own, member, offset, lengths in zip(matrix, self.members, self.offsets, sizes, strict=False):
+            if min(lengths) == longest:
+                torch.add(torch.cat(member.rows), offset, out=own[: len(lengths)].view(-1))
+            else:
+                own[: len(lengths), : max(lengths)] = pad_sequence([r + offset for r in member.rows], True, -1)
+        return matrix.transpose(0, 1).contiguous().to(self.x.device), list(zip_longest(*sizes))
 
     def batch(self, number: int, active: int) -> tuple[Tensor, Tensor, list[int]]:
         """x, y: (active * b, ...) of step `number`, and how many rows count in each active member's batch.
@@ -331,9 +359,9 @@ class Group:
             placed = [one + offset for one, offset in zip(drawn, self.offsets, strict=False)]
             rows = pad_sequence(placed, batch_first=True, padding_value=-1).to(self.x.device)
         else:
-            matrix, starts, all_sizes = self._drawn
-            sizes = [own[number] for own in all_sizes[:active]]
-            rows = matrix[starts[:active] + number][:, : max(sizes)]
+            matrix, all_sizes = self._drawn
+            sizes = list(all_sizes[number][:active])
+            rows = matrix[number, :active, : max(sizes)]
         if min(sizes) == rows.shape[1]:
             flat = rows.flatten()
             return self.x.index_select(0, flat), self.y.index_select(0, flat), sizes

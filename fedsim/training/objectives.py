@@ -59,6 +59,34 @@ def client_losses(objective: Objective, outputs: Tensor, y: Tensor, clients: int
     return losses.sum((1, 2)) / known.sum((1, 2))
 
 
+def client_gradients(
+    objective: Objective, outputs: Tensor, y: Tensor, clients: int, sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """`client_losses` of an objective in ONE_TARGET, and the gradient of their sum by the outputs, (clients * b, ...)."""
+    losses, gradients = row_gradients(objective, outputs, y)
+    if objective is regression:
+        places = torch.arange(len(y) // clients, device=y.device)
+        known = places < torch.tensor(sizes, device=y.device)[:, None]
+    else:
+        known = (y != IGNORED_TARGET).view(clients, -1)
+    shares = known.to(losses.dtype)  # (clients, b)
+    shares /= shares.sum(1, keepdim=True)
+    return (losses.view_as(shares) * shares).sum(1), gradients.mul_(shares.view(-1, 1))
+
+
+def row_gradients(objective: Objective, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(b,) `row_losses` of an objective in ONE_TARGET, and (b, ...) each one's gradient by its own outputs."""
+    if objective is regression:
+        gaps = outputs - y[:, None]
+        return gaps.squeeze(-1).square(), 2 * gaps
+    known = y != IGNORED_TARGET
+    targets = torch.where(known, y, 0)[:, None]
+    logs = F.log_softmax(outputs, 1)
+    losses, gradients = -logs.gather(1, targets), logs.exp()
+    gradients.scatter_add_(1, targets, torch.full_like(losses, -1))  # probabilities less the target's 1
+    return losses.squeeze(1) * known, gradients.mul_(known[:, None])
+
+
 def row_losses(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
     """The loss of every target, in the shape of y; 0 where a target is IGNORED_TARGET. Raises KeyError for other objectives."""
     if objective is regression:

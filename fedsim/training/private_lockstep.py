@@ -10,14 +10,64 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.training.chain import Chain
 from fedsim.training.dpsgd import PrivateClient
-from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Stacked
-from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, row_losses
+from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Outer, Stacked
+from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, row_gradients, row_losses
 from fedsim.training.stack import Stack
 
 
+class PerExample:
+    """Gradients of every row of a batch, a parameter at a time in the order of the weights. chain: the stack's, if it is one."""
+
+    def __init__(self, stack: Stack, objective: Objective, chain: Chain | None) -> None:
+        self.stack, self.objective, self.chain = stack, objective, chain
+
+    def __call__(self, x: Tensor, y: Tensor) -> list[Gradients]:
+        """x, y: (k * b, ...)."""
+        chain = self.chain if self.chain is not None and self.chain.takes(x) else None
+        found = self._of_layers(x, y) if chain is None else self._of_chain(chain, x, y)
+        trained, arrays = self.stack.trained, self.stack.arrays
+        return [found.get(n) or Stacked(arrays[n].new_zeros(len(x), *arrays[n].shape[1:])) for n in trained]
+
+    @torch.no_grad()
+    def _of_chain(self, chain: Chain, x: Tensor, y: Tensor) -> dict[str, Gradients]:
+        _, gradient = row_gradients(self.objective, chain.forward(x), y)
+        found: dict[str, Gradients] = {}
+        for link, inputs, g in chain.backward(gradient):
+            outputs = g.reshape(len(x), -1)
+            found[link.weight] = Outer(outputs, inputs.reshape(len(x), -1))
+            if link.bias is not None:
+                found[link.bias] = Stacked(outputs)
+        return found
+
+    def _of_layers(self, x: Tensor, y: Tensor) -> dict[str, Gradients]:
+        """By the rules of its layers."""
+        losses = row_losses(self.objective, self.stack(x), y)
+        if self.objective is next_token:  # an example is a batch of one line: the mean over its targets
+            losses = losses.sum(1) / (y != IGNORED_TARGET).sum(1).clamp(min=1)
+        calls = list(self.stack.calls)
+        self.stack.calls.clear()
+        outputs = torch.autograd.grad(losses.sum(), [call.edge for call in calls], allow_unused=True)
+        found: dict[str, Gradients] = {}
+        for call, output in zip(calls, outputs, strict=True):
+            if output is not None:
+                dot = f"{call.name}." if call.name else ""
+                for key, gradients in RULES[type(call.layer)](call.layer, call.inputs, output).items():
+                    if f"{dot}{key}" in found:
+                        raise NoRule(f"{call.layer} is called twice")
+                    found[f"{dot}{key}"] = gradients
+        return found
+
+
 def private_gradients(
-    stack: Stack, objective: Objective, clients: Sequence[PrivateClient], x: Tensor, y: Tensor, step: int, bad: Tensor
+    stack: Stack,
+    per_example: PerExample,
+    clients: Sequence[PrivateClient],
+    x: Tensor,
+    y: Tensor,
+    step: int,
+    bad: Tensor,
 ) -> list[Tensor]:
     """(k, ...) each client's noisy sum of clipped gradients over its expected batch, in the order of the weights.
 
@@ -36,7 +86,7 @@ def private_gradients(
     for start in range(0, xs.shape[1], most):  # in the parts that a client takes alone, so that dropout draws alike
         stack.sizes = [min(max(size - start, 0), most) for size in drawn]
         x, y = (array[:, start : start + most].flatten(0, 1) for array in (xs, ys))
-        unclipped += _add_clipped(stack, objective, clients, x, y, pieces, bad)
+        unclipped += _add_clipped(stack, per_example, clients, x, y, pieces, bad)
     total[empty] = untouched  # what fills up an empty batch may be NaN, which times 0 is NaN
     stack.sizes = drawn
     _adapt(stack, clients, unclipped, step)
@@ -48,7 +98,7 @@ def private_gradients(
 
 def private_step(
     stack: Stack,
-    objective: Objective,
+    per_example: PerExample,
     clients: Sequence[PrivateClient],
     x: Tensor,
     y: Tensor,
@@ -62,7 +112,7 @@ def private_step(
     For batches that are taken whole and in which no client's is empty; see `whole_batches`. decay: what weights are multiplied by.
     """
     weights = stack.weights()
-    given = _per_example(stack, objective, x, y)
+    given = per_example(x, y)
     factors, unclipped = _factors(stack, clients, given, len(x), bad)
     scales = [-lr / client.expected_batch for client in clients]
     factors = factors.view(len(given), len(clients), -1) * factors.new_tensor(scales)[:, None]
@@ -85,7 +135,7 @@ def whole_batches(stack: Stack, clients: Sequence[PrivateClient]) -> bool:
 
 def _add_clipped(
     stack: Stack,
-    objective: Objective,
+    per_example: PerExample,
     clients: Sequence[PrivateClient],
     x: Tensor,
     y: Tensor,
@@ -93,7 +143,7 @@ def _add_clipped(
     bad: Tensor,
 ) -> Tensor:
     """Add each client's clipped gradients to its `pieces`; gives (k,) how many examples were not clipped."""
-    given = _per_example(stack, objective, x, y)
+    given = per_example(x, y)
     factors, unclipped = _factors(stack, clients, given, len(x), bad)
     for gradients, piece, factor in zip(given, pieces, factors, strict=True):
         gradients.add_each_to(piece, factor.view(len(clients), -1))
@@ -118,28 +168,6 @@ def _adapt(stack: Stack, clients: Sequence[PrivateClient], unclipped: Tensor, st
     if clients[0].rule.clipping == "adaptive":
         for client, count, size in zip(clients, unclipped.tolist(), stack.sizes, strict=True):
             client.adapt(count - size / 2, step)
-
-
-def _per_example(stack: Stack, objective: Objective, x: Tensor, y: Tensor) -> list[Gradients]:
-    """Of every row, a parameter at a time."""
-    losses = row_losses(objective, stack(x), y)
-    if objective is next_token:  # an example is a batch of one line: the mean over its targets
-        losses = losses.sum(1) / (y != IGNORED_TARGET).sum(1).clamp(min=1)
-    calls = list(stack.calls)
-    stack.calls.clear()
-    outputs = torch.autograd.grad(losses.sum(), [call.edge for call in calls], allow_unused=True)
-    found: dict[str, Gradients] = {}
-    for call, output in zip(calls, outputs, strict=True):
-        if output is not None:
-            dot = f"{call.name}." if call.name else ""
-            for key, gradients in RULES[type(call.layer)](call.layer, call.inputs, output).items():
-                if f"{dot}{key}" in found:
-                    raise NoRule(f"{call.layer} is called twice")
-                found[f"{dot}{key}"] = gradients
-    return [
-        found.get(name) or Stacked(x.new_zeros(len(x), *stack.arrays[name].shape[1:], dtype=stack.arrays[name].dtype))
-        for name in stack.trained
-    ]
 
 
 def _clip_factors(given: list[Gradients], limits: Tensor, clipping: str) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from fedsim.training.execution import Execution
-from fedsim.training.stand_ins import DRAWS, Dense, NoStandIn, StandIn, stand_in
+from fedsim.training.stand_ins import DRAWS, Dense, Drop, NoStandIn, StandIn, stand_in
 from fedsim.types import Params
 
 
@@ -34,13 +34,15 @@ class Copies:
     """`width` clients' arrays of one model, each array with a row for each client. `model` itself is neither changed nor run.
 
     active: how many clients train now; they are the first. sizes: rows of each client's batch that count, where it is filled up.
-    generators: what each client's random layers draw from. arrays: (width, ...) parameters and buffers by name, each once.
+    draws, generators: whether there are random layers, and what each client's draw from. arrays: (width, ...) parameters and
+    buffers by name, each once.
     calls: of the last run, see `Stack`. compiled: whether `torch.compile` runs the model, in which no call is noted.
     """
 
     def __init__(self, model: nn.Module, width: int, compiled: bool = False, precision: str = "float32") -> None:
         self.width, self.active, self.compiled, self._precision = width, 0, compiled, precision
         self.sizes: list[int] = []
+        self.draws = False
         self.generators: list[torch.Generator] = []
         self.calls: list[Call] = []
         self.arrays: Params = {}
@@ -122,6 +124,7 @@ class Stack(Copies):
         self.network = _exchanged(self, copy.deepcopy(model, shared))
         self.network.train()
         self.layers = {module.name: module for module in self.network.modules() if isinstance(module, StandIn)}
+        self.draws = any(isinstance(layer, Drop) for layer in self.layers.values())
         self.captures: Callable[[str, nn.Module], bool] = lambda name, layer: False
         self._run = _compiled(self.network) if compiled else self.network
 
