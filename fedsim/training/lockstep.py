@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from fedsim import rng
 from fedsim.training.arrays import distinct, load_arrays
 from fedsim.training.chain import Chain, chain_of
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
-from fedsim.training.objectives import IGNORED_TARGET, ONE_TARGET, Objective, client_gradients, client_losses
+from fedsim.training.group import Group, Job, Member, Recipe
+from fedsim.training.objectives import ONE_TARGET, Objective, client_gradients, client_losses
 from fedsim.training.private_lockstep import PerExample, private_gradients, private_step, whole_batches
 from fedsim.training.settings import LocalTraining
 from fedsim.training.stack import Copies, Stack, fusible
@@ -37,26 +34,6 @@ from fedsim.training.updates import (
     not_finite,
 )
 from fedsim.types import ClientData, FedsimError, Params
-
-
-@dataclass
-class Member:
-    """One client of a group. rows: of each of its steps (plain training). private: what it draws under DP-SGD."""
-
-    place: int
-    data: ClientData
-    half: ClientHalf
-    device: Device
-    initial: Params
-    metrics: dict[str, float]
-    generator: torch.Generator
-    rows: list[Tensor]
-    private: PrivateClient | None
-
-    @property
-    def steps(self) -> int:
-        """In this round."""
-        return len(self.rows) if self.private is None else self.private.steps
 
 
 class Lockstep:
@@ -77,8 +54,9 @@ class Lockstep:
         local_steps: DPSGD | None,
     ) -> None:
         self.copies, self.model, self.objective, self.settings = copies, model, objective, settings
-        self.client_half, self.seed, self.smallest_batch = client_half, seed, smallest_batch
+        self.client_half, self.smallest_batch = client_half, smallest_batch
         self.local_steps = local_steps
+        self.recipe = Recipe(settings, client_half, seed, local_steps)
         own = type(client_half)
         self.begins, self.corrects = own.begin is not ClientHalf.begin, own.correct is not ClientHalf.correct
         self.finishes = own.finish is not ClientHalf.finish
@@ -108,54 +86,61 @@ class Lockstep:
         Updates' arrays hold until the next call. What a client raises before its steps is its failure; what the steps raise may
         be of any, and is raised where there is more than one.
         """
+        return self.train_jobs([Job(self.recipe, received, client, data_of, state_of, round) for client in clients])
+
+    def train_jobs(self, jobs: Sequence[Job]) -> list[ClientUpdate | ClientFailure]:
+        """As `train`, for clients of any runs whose recipes are alike."""
         results: dict[int, ClientUpdate | ClientFailure] = {}
         members: list[Member] = []
-        for place, client in enumerate(clients):
+        for place, job in enumerate(jobs):
             try:
-                members.append(self._member(place, received, data_of(client), state_of(client), round))
+                members.append(self._member(place, job, job.data_of(job.client), job.state_of(job.client)))
             except Exception as error:  # whatever a device's own code raises must not end the round for the others
-                results[place] = ClientFailure.of(client, error)
+                results[place] = ClientFailure.of(job.client, error)
         if members:
             members.sort(key=lambda member: -member.steps)
             try:
-                found = self._fit(members, round)
+                found = self._fit(members)
             except Exception as error:
-                if len(clients) > 1:
+                if len(jobs) > 1:
                     raise
-                found = [ClientFailure.of(clients[0], error)]
+                found = [ClientFailure.of(jobs[0].client, error)]
             for member, result in zip(members, found, strict=True):
                 results[member.place] = result
-        return [results[place] for place in range(len(clients))]
+        return [results[place] for place in range(len(jobs))]
 
-    def _member(self, place: int, received: Params, data: ClientData, state: Params, round: int) -> Member:
+    def _member(self, place: int, job: Job, data: ClientData, state: Params) -> Member:
         if len(data.x) == 0:
             raise FedsimError("it has no training examples")
-        half = copy.copy(self.client_half) if self.begins or self.corrects or self.finishes else self.client_half
+        recipe, received, round = job.recipe, job.received, job.round
+        half = recipe.client_half
+        if self.begins or self.corrects or self.finishes:
+            half = copy.copy(half)
         kept = {name: array for name, array in state.items() if name != KEPT} if state else state
         initial = half.initial(received, kept)
         device = Device(self.model, self.objective, data, received, kept)
-        metrics, generator = self._begin(half, device, initial, round)
+        metrics, generator = self._begin(half, device, initial, job)
         rows, private = [], None
-        if self.local_steps is not None:
+        if recipe.local_steps is not None:
             check_metrics(metrics)
-            private = PrivateClient(self.local_steps, self.copies.num_trained, self.settings, data, state, round)
+            private = PrivateClient(recipe.local_steps, self.copies.num_trained, recipe.settings, data, state, round)
         else:
-            rows = self._rows(data, round)
-        return Member(place, data, half, device, initial, metrics, generator, rows, private)
+            rows = self._rows(data, job)
+        lr = recipe.settings.lr_in(round)
+        return Member(place, job, lr, data, half, device, initial, metrics, generator, rows, private)
 
     def _begin(
-        self, half: ClientHalf, device: Device, initial: Params, round: int
+        self, half: ClientHalf, device: Device, initial: Params, job: Job
     ) -> tuple[dict[str, float], torch.Generator]:
         """The half's metrics, and what the client's random layers draw from afterwards."""
-        client = device.data.client
+        name = job.recipe.seed, job.round, job.client, "model"
         if not self.begins and not self.copies.draws:
             return {}, self._never_drawn_from
         if not self.begins:
-            number = rng.derive_seed(self.seed, round, client, "model")
-            return {}, torch.Generator(device.data.x.device).manual_seed(number)
+            return {}, torch.Generator(device.data.x.device).manual_seed(rng.derive_seed(*name))
         load_arrays(self.model, initial)
         self.model.train()
-        with rng.seeded_globally(self.seed, round, client, "model"):
+        with rng.seeded_globally(*name):
             metrics = half.begin(device)
             generator = torch.Generator(device.data.x.device)
             if generator.device.type == "cpu":
@@ -164,21 +149,23 @@ class Lockstep:
                 generator.set_state(torch.cuda.get_rng_state(generator.device))
         return metrics, generator
 
-    def _rows(self, data: ClientData, round: int) -> list[Tensor]:
-        generator = rng.generator(self.seed, round, data.client, "batches")
-        drawn = batches(len(data.x), self.settings, generator, self.smallest_batch)
+    def _rows(self, data: ClientData, job: Job) -> list[Tensor]:
+        generator = rng.generator(job.recipe.seed, job.round, job.client, "batches")
+        drawn = batches(len(data.x), job.recipe.settings, generator, self.smallest_batch)
         rows = [torch.arange(len(data.x)) if one is None else one for one in drawn]
         if not rows:
             raise no_batch(len(data.x), self.smallest_batch)
         return rows
 
-    def _fit(self, members: list[Member], round: int) -> list[ClientUpdate | ClientFailure]:
+    def _fit(self, members: list[Member]) -> list[ClientUpdate | ClientFailure]:
         """Run the round's steps for members in the order of their steps, most first; a result for each."""
-        copies, lr = self.copies, self.settings.lr_in(round)
+        copies, lr = self.copies, max(member.lr for member in members)
         copies.load([member.initial for member in members])
         copies.generators = [member.generator for member in members]
         group = Group(members)
         copies.narrow(len(members))
+        if any(member.lr != lr for member in members):
+            group.relative_lr = copies.weights()[0].new_tensor([member.lr / lr for member in members])
         anchors = [weight.detach().clone() for weight in copies.weights()] if self.corrects else []
         step = make_stacked_step(self.settings, copies, lr)
         bad = torch.zeros(len(members), dtype=torch.bool, device=group.x.device)
@@ -203,15 +190,17 @@ class Lockstep:
                 per_example = PerExample(copies, self.objective, self.chain)
                 words = copies, per_example, group.private(active), x, y, number, bad[:active]
                 if self.plain and whole_batches(copies, group.private(active)):
-                    private_step(*words, lr, 1 - lr * self.settings.weight_decay)
+                    private_step(
+                        *words, [member.lr for member in members[:active]], 1 - lr * self.settings.weight_decay
+                    )
                     continue
                 gradients = private_gradients(*words)
             if self.corrects:
                 self._correct(members[:active], gradients, copies.weights(), [anchor[:active] for anchor in anchors])
             if self.settings.max_grad_norm is not None:
                 clip_each(gradients, self.settings.max_grad_norm)
-            step(copies.weights(), gradients)
-        return self._results(members, group, bad, done, lr)
+            step(copies.weights(), [group.at_own_lr(gradient) for gradient in gradients])
+        return self._results(members, group, bad, done)
 
     def _gradients(self, group: Group, x: Tensor, y: Tensor) -> list[Tensor]:
         """(k, ...) of each client's own mean loss, in the order of the weights."""
@@ -240,11 +229,11 @@ class Lockstep:
                 if gradient is None:
                     continue
                 weight, *bias = (copies.weight(name) for name in self.fused[call.name])
-                g = gradient.reshape(copies.active, -1, gradient.shape[-1])
+                g = group.at_own_lr(gradient.reshape(copies.active, -1, gradient.shape[-1]))
                 weight.baddbmm_(g.mT, call.inputs.reshape(copies.active, g.shape[1], -1), alpha=-lr)
                 for one in bias:
                     one.sub_(g.sum(1), alpha=lr)
-            found = [(w, g) for w, g in zip(others, given[len(calls) :], strict=True) if g is not None]
+            found = [(w, group.at_own_lr(g)) for w, g in zip(others, given[len(calls) :], strict=True) if g is not None]
             if found:
                 torch._foreach_add_([w for w, _ in found], [g for _, g in found], alpha=-lr)
         calls.clear()
@@ -257,6 +246,7 @@ class Lockstep:
             losses, gradient = client_gradients(self.objective, outputs, y, copies.active, copies.sizes)
             group.count(losses, copies.sizes)
             for link, inputs, g in chain.backward(gradient):
+                g = group.at_own_lr(g)
                 copies.weight(link.weight).baddbmm_(g.mT, inputs, beta=decay, alpha=-lr)
                 if link.bias is not None:
                     copies.weight(link.bias).mul_(decay).sub_(g.sum(1), alpha=lr)
@@ -277,7 +267,7 @@ class Lockstep:
                     gradient[row] = new.detach()
 
     def _results(
-        self, members: list[Member], group: Group, bad: Tensor, done: list[Params | None], lr: float
+        self, members: list[Member], group: Group, bad: Tensor, done: list[Params | None]
     ) -> list[ClientUpdate | ClientFailure]:
         finite = (self.copies.finite(len(members)) & ~bad).tolist()  # the one synchronisation of a group
         metrics = [{}] * len(members) if self.local_steps is not None else group.train_losses()
@@ -288,7 +278,7 @@ class Lockstep:
                 results.append(ClientFailure(member.data.client, str(not_finite(member.steps, bool(bad[row])))))
                 continue
             try:
-                state = self._finish(member, arrays, lr)
+                state = self._finish(member, arrays)
             except Exception as error:
                 results.append(ClientFailure.of(member.data.client, error))
                 continue
@@ -296,12 +286,12 @@ class Lockstep:
             results.append(ClientUpdate(member.data.client, arrays, len(member.data.x), member.steps, both, state))
         return results
 
-    def _finish(self, member: Member, arrays: Params, lr: float) -> Params:
+    def _finish(self, member: Member, arrays: Params) -> Params:
         kept = {} if member.private is None else member.private.keeps()
         if not self.finishes:
             return kept
         load_arrays(self.model, arrays)
-        state = member.half.finish(member.device, member.steps, lr)
+        state = member.half.finish(member.device, member.steps, member.lr)
         return {**{name: array.clone() for name, array in state.items()}, **kept}  # the model is the next member's
 
 
@@ -315,77 +305,3 @@ def is_elementwise(half: ClientHalf) -> bool:
         return half.elementwise
     said = next(kind for kind in type(half).__mro__ if {"elementwise", "correct"} & vars(kind).keys())
     return "elementwise" in vars(said) and half.elementwise
-
-
-class Group:
-    """The members' data as one, and the batches of their steps."""
-
-    def __init__(self, members: list[Member]) -> None:
-        self.members = members
-        one = len(members) == 1
-        self.x = members[0].data.x if one else torch.cat([member.data.x for member in members])
-        self.y = members[0].data.y if one else torch.cat([member.data.y for member in members])
-        ends = torch.tensor([len(member.data.x) for member in members]).cumsum(0)
-        self.offsets = [0, *ends.tolist()]
-        self.losses: list[Tensor] = []
-        self.rows: list[int] = []
-
-    def private(self, active: int) -> list[PrivateClient]:
-        """What the active members draw under DP-SGD."""
-        return [member.private for member in self.members[:active] if member.private is not None]
-
-    @cached_property
-    def _drawn(self) -> tuple[Tensor, list[tuple[int, ...]]]:
-        """(steps, members, longest batch) row numbers, -1 where a batch is filled up or not made; each step's batch sizes."""
-        sizes = [[len(rows) for rows in member.rows] for member in self.members]
-        longest, steps = max(map(max, sizes)), len(sizes[0])
-        matrix = torch.full((len(sizes), steps, longest), -1)
-        for own, member, offset, lengths in zip(matrix, self.members, self.offsets, sizes, strict=False):
-            if min(lengths) == longest:
-                torch.add(torch.cat(member.rows), offset, out=own[: len(lengths)].view(-1))
-            else:
-                own[: len(lengths), : max(lengths)] = pad_sequence([r + offset for r in member.rows], True, -1)
-        return matrix.transpose(0, 1).contiguous().to(self.x.device), list(zip_longest(*sizes))
-
-    def batch(self, number: int, active: int) -> tuple[Tensor, Tensor, list[int]]:
-        """x, y: (active * b, ...) of step `number`, and how many rows count in each active member's batch.
-
-        What fills up a batch has the target IGNORED_TARGET. A Poisson batch is drawn here, once: where the operating system
-        draws, it would be another the next time.
-        """
-        if self.members[0].private is not None:
-            drawn = [member.private.rows(number) for member in self.members[:active]]  # type: ignore[union-attr]
-            sizes = [len(one) for one in drawn]
-            placed = [one + offset for one, offset in zip(drawn, self.offsets, strict=False)]
-            rows = pad_sequence(placed, batch_first=True, padding_value=-1).to(self.x.device)
-        else:
-            matrix, all_sizes = self._drawn
-            sizes = list(all_sizes[number][:active])
-            rows = matrix[number, :active, : max(sizes)]
-        if min(sizes) == rows.shape[1]:
-            flat = rows.flatten()
-            return self.x.index_select(0, flat), self.y.index_select(0, flat), sizes
-        # what fills up is a row of the client's own batch: another's, or one that was not drawn, might not be finite
-        first = torch.tensor(self.offsets[:active], device=rows.device)[:, None]
-        first = torch.where(rows[:, :1] < 0, first, rows[:, :1])
-        filled, flat = (rows < 0).flatten(), torch.where(rows < 0, first, rows).flatten()
-        x, y = self.x.index_select(0, flat), self.y.index_select(0, flat)
-        if not y.is_floating_point():
-            y[filled] = IGNORED_TARGET
-        return x, y, sizes
-
-    def count(self, losses: Tensor, sizes: list[int]) -> None:
-        """Take note of losses (k,), which are means over so many rows; they stay on the device."""
-        self.losses.append(losses)
-        self.rows += sizes
-
-    def train_losses(self) -> list[dict[str, float]]:
-        """Each member's mean loss over the round's examples."""
-        totals, counts = [0.0] * len(self.members), [0] * len(self.members)
-        place = 0
-        for losses in torch.cat(self.losses).cpu().split([len(losses) for losses in self.losses]):
-            for row, loss in enumerate(losses.tolist()):
-                totals[row] += loss * self.rows[place]
-                counts[row] += self.rows[place]
-                place += 1
-        return [{"train_loss": total / count} for total, count in zip(totals, counts, strict=True)]

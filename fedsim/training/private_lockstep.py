@@ -104,17 +104,19 @@ def private_step(
     y: Tensor,
     step: int,
     bad: Tensor,
-    lr: float,
+    rates: Sequence[float],
     decay: float,
 ) -> None:
     """The same gradients as one plain step of SGD, added to the weights as they come: their sum is nowhere written out.
 
-    For batches that are taken whole and in which no client's is empty; see `whole_batches`. decay: what weights are multiplied by.
+    For batches that are taken whole and in which no client's is empty; see `whole_batches`.
+
+    rates: each client's learning rate. decay: what weights are multiplied by.
     """
     weights = stack.weights()
     given = per_example(x, y)
     factors, unclipped = _factors(stack, clients, given, len(x), bad)
-    scales = [-lr / client.expected_batch for client in clients]
+    scales = [-lr / client.expected_batch for lr, client in zip(rates, clients, strict=True)]
     factors = factors.view(len(given), len(clients), -1) * factors.new_tensor(scales)[:, None]
     with torch.no_grad():
         if decay != 1:
