@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import Tensor, dtype
 
 from fedsim import flower
 from fedsim.training.updates import ClientFailure, ClientUpdate
 from fedsim.types import FedsimError, Params
-
-PIECE = 1 << 16
-"""Numbers that are added at a time; they fit into a core's cache."""
 
 
 class Reply:
@@ -73,9 +71,8 @@ class Total:
             self.sum = {n: a.double() if a.is_floating_point() else a.clone() for n, a in arrays.items()}
         else:
             for name, total in self.sum.items():
-                pieces = zip(total.view(-1).split(PIECE), arrays[name].reshape(-1).split(PIECE), strict=True)
-                for piece, more in pieces:  # at once, torch would first make a float64 copy of all of it
-                    piece.add_(more)
+                own, more = total.numpy(), arrays[name].numpy()
+                np.add(own, more, out=own)  # torch would first make a float64 copy of all of it
         record = flower.record_of(content, flower.CLIENTS)
         for name in record:
             if name not in ("failed", "reasons"):

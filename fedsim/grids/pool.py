@@ -21,6 +21,9 @@ from fedsim.types import FedsimError
 ATTEMPTS = 3
 """How often a chunk is begun before the run gives up."""
 
+DEPTH = 2
+"""Tasks that a worker has at most: one, and another so that it need not wait for us."""
+
 AHEAD = 4
 """Chunks per worker that may be done before their turn has come: it bounds the answers that wait in memory."""
 
@@ -57,7 +60,7 @@ class Crew(ABC):
 
     @abstractmethod
     def give(self, worker: int, task: Task) -> None:
-        """A task for a worker that was started. That the worker is dead is told by `wait`, not here."""
+        """A task for a worker that was started, the DEPTHth at most that it has. That it is dead is told by `wait`, not here."""
 
     @abstractmethod
     def wait(self) -> list[Event]:
@@ -141,8 +144,8 @@ def in_order(crew: Crew, tasks: Tasks) -> Iterator[Answer]:
 
 
 def _deal(crew: Crew, tasks: Tasks, waiting: deque[int], given: list[deque[int]], turn: int) -> None:
-    """Keep every worker busy: one task each and, while there are enough for all, another so that it need not wait for us."""
-    for depth in (1, 2):
+    """Keep every worker busy: one task each and, while there are enough for all, DEPTH."""
+    for depth in range(1, DEPTH + 1):
         for worker, own in enumerate(given):
             enough = depth == 1 or len(waiting) >= len(given)
             if len(own) < depth and enough and waiting and waiting[0] < turn + AHEAD * len(given):

@@ -29,9 +29,9 @@ from fedsim.client import Devices
 from fedsim.grids.allocator import keep_freed_memory
 from fedsim.grids.base import SimulationGrid
 from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
-from fedsim.grids.pool import Crew, Event, PoolGrid
+from fedsim.grids.pool import DEPTH, Crew, Event, PoolGrid
 from fedsim.grids.settings import GridSettings, MakeDevices
-from fedsim.grids.wire import Parcel, UnexpectedObject, pack, receive, send
+from fedsim.grids.wire import Parcel, Slots, UnexpectedObject, pack, receive, send
 from fedsim.grids.worker import Answer, Task, Worker, move
 from fedsim.types import FedsimError
 
@@ -75,6 +75,7 @@ class Seat:
 
     process: BaseProcess
     connection: Connection
+    slots: Slots
     known: set[int] = field(default_factory=set)
     generation: int = 0
 
@@ -110,7 +111,7 @@ class ProcessCrew(Crew):
         with no_main_module():
             process.start()
         theirs.close()
-        self._seats[worker] = Seat(process, mine)
+        self._seats[worker] = Seat(process, mine, Slots.lend(mine, DEPTH))
         self._send(worker, DEVICES, self._devices)
 
     def place(self, records: list[ArrayRecord]) -> None:
@@ -152,8 +153,9 @@ class ProcessCrew(Crew):
             self._devices = None
 
     def _read(self, worker: int) -> Event:
+        seat = self._seats[worker]
         try:
-            label, content = receive(self._seats[worker].connection)
+            label, content = receive(seat.connection, seat.slots)
         except (EOFError, OSError, pickle.UnpicklingError):
             return Event(worker, None, self._leave(worker))
         except UnexpectedObject as error:
@@ -250,13 +252,15 @@ def serve(connection: Connection, device: str) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     worker: Worker | None = None
+    slots: Slots | None = None
     while True:
         try:
+            slots = slots or Slots.borrow(connection, DEPTH)
             label, content = receive(connection, anything=True)
         except (EOFError, ConnectionError):
             return
         except Exception as error:  # whatever is raised by what is imported
-            _answer(connection, BROKEN, f"{type(error).__name__}: {error}")
+            _answer(connection, slots, BROKEN, f"{type(error).__name__}: {error}")
             return
         if label == DEVICES:
             worker = Worker(move(content, torch.device(device)))
@@ -267,12 +271,12 @@ def serve(connection: Connection, device: str) -> None:
         elif label == PLACE:
             worker.place(*content)
         else:
-            _answer(connection, ANSWER, worker.run(content))
+            _answer(connection, slots, ANSWER, worker.run(content))
 
 
-def _answer(connection: Connection, label: str, content: Answer | str) -> None:
+def _answer(connection: Connection, slots: Slots | None, label: str, content: Answer | str) -> None:
     try:
-        parcel = pack(content)
+        parcel = pack(content, slots)
     except Exception as error:  # a state or a metric of a user's own kind
         parcel = pack(Answer(None, f"its reply cannot be pickled ({type(error).__name__}: {error})", {}, {}))
     try:
