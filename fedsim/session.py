@@ -20,7 +20,7 @@ from fedsim.results.run import RunFolder, client_columns
 from fedsim.rounds import Row, ServerState
 from fedsim.server import make_server_app
 from fedsim.subject import subject_of
-from fedsim.summary import closing_line, summarise
+from fedsim.summary import closing_line, configuration, summarise
 from fedsim.types import FedsimError
 
 
@@ -44,7 +44,7 @@ class Session:
         self.every, self.keep = every, keep
         self.grid: SimulationGrid = parts.grid()
         self.grid.states.keep_in(run_dir / ".client_states", states_mb)
-        self.interrupts = Interrupts()
+        self.interrupts, self.quiet, self.closes = Interrupts(), False, True
         self._seconds_before, self._started, self._saved = 0.0, time.perf_counter(), 0
 
     @property
@@ -108,16 +108,21 @@ class Session:
         server, logger = self.parts.server, self.parts.logger
         logger.start(config, self.folder.path)
         try:
-            with self.interrupts.installed(), Progress(server.rounds, self.state.round) as progress:
+            with (
+                self.interrupts.installed(),
+                Progress(server.rounds, self.state.round, quiet=self.quiet or None) as progress,
+            ):
                 self._play(progress)
-                summary = self._finish(facts)
+                summary = self._finish(facts, config)
         except BaseException as error:
             logger.abort(str(error) or type(error).__name__)
             raise
         finally:
             self.grid.states.close()
-        logger.finish(summary)
-        print(closing_line(summary, self.folder.path))
+        told = {key: value for key, value in summary.items() if key != "config"}  # which it was told at the start
+        logger.finish(told)
+        if not self.quiet and self.closes:
+            print(closing_line(summary, self.folder.path))
         return summary
 
     def _play(self, progress: Progress) -> None:
@@ -188,14 +193,14 @@ class Session:
         save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
         self._saved = state.round
 
-    def _finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         state, population = self.state, self.parts.population
         protection = self.parts.server.protection
         ledger = protection.ledger()
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
         summary["peak_memory_mb"] += self.grid.peak_mb
-        summary |= {"grid": self.grid.name, "workers": self.grid.workers}
+        summary |= {"grid": self.grid.name, "workers": self.grid.workers, "config": configuration(config)}
         epsilons = protection.client_epsilons(population.num_clients)
         if epsilons is not None and self.parts.algorithm.pools_data:  # one client trains on everybody's examples
             epsilons = epsilons.repeat(population.num_holders)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedsim.parts import Parts
 from fedsim.results.formats import at_least, at_most
+from fedsim.results.loggers import without_credentials
 from fedsim.results.run import host, peak_memory_mb, versions
 from fedsim.rounds import Row
 
@@ -66,6 +67,19 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "versions": versions(),
         "host": host(),
     }
+
+
+def configuration(config: dict[str, Any]) -> dict[str, Any]:
+    """What summary.json tells of a run's configuration, resolved and nested: not how it was resumed, and no server's login."""
+    return _blotted(config | {key: None for key in ("resume", "resume_rounds") if key in config})
+
+
+def _blotted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _blotted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_blotted(item) for item in value]
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def _federated(row: Row) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks import aggregation, engines, population, results, scaling, stages, startup
+from experiments.benchmarks import aggregation, engines, packed, population, results, scaling, stages, startup, store
 from experiments.benchmarks.workloads import WORKLOADS, Workload
 from fedsim.types import FedsimError
 
@@ -68,6 +68,8 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "aggregation": aggregate,
     "population": lambda given: {"rows": population.measure(options(given), given.quick)},
     "startup": lambda given: {"rows": startup.measure(given.repeats)},
+    "store": lambda given: {"rows": store.measure(given.repeats, given.quick)},
+    "packed": lambda given: {"rows": packed.measure(given.repeats, given.quick)},
     "scaling": lambda given: {"axes": scaling.measure(options(given), given.quick)},
     "profile": profile,
 }

@@ -105,6 +105,20 @@ def of_startup(found: dict[str, Any]) -> list[Table]:
     return [Table("From typing the command to the first trained client", header, rows, [])]
 
 
+def of_store(found: dict[str, Any]) -> list[Table]:
+    """A row of each way to read."""
+    rows = [[row["way"], *(Spread(*row[name]).words() for name in ("seconds", "ratio"))] for row in found["rows"]]
+    title = f"Reading {found['rows'][0]['runs']:,} runs of {found['rows'][0]['rounds']} rounds"
+    return [Table(title, ["way", "seconds", "times fedsim's tables"], rows, [])]
+
+
+def of_packed(found: dict[str, Any]) -> list[Table]:
+    """A row of each way to run the seeds."""
+    rows = [[row["way"], *(Spread(*row[name]).words() for name in ("seconds", "ratio"))] for row in found["rows"]]
+    title = f"{found['rows'][0]['seeds']} seeds of the 2NN, {found['rows'][0]['rounds']} rounds each, whole commands"
+    return [Table(title, ["way", "seconds", "times packed"], rows, [])]
+
+
 def of_scaling(found: dict[str, Any]) -> list[Table]:
     """A table of each axis."""
     tables = []
@@ -142,6 +156,8 @@ TABLES = {
     "aggregation": of_aggregation,
     "population": of_population,
     "startup": of_startup,
+    "store": of_store,
+    "packed": of_packed,
     "scaling": of_scaling,
     "profile": of_profile,
 }

@@ -61,6 +61,10 @@ def targets(found: dict[str, dict[str, Any]]) -> Iterator[Target]:
     yield Target("a million clients: peak, MB", 1500, largest.get("peak_mb"), at_most=True)
     for row, asked in zip(found.get("startup", {}).get("rows", [])[1:], (2.0, 2.5), strict=False):
         yield Target(f"start-up of {row['start']}: times the imports", asked, row["ratio"], at_most=True)
+    in_turn = next((row for row in found.get("packed", {}).get("rows", [])[1:2]), {})
+    yield Target("12 seeds packed: times 12 seeds in a row, in one sweep", 2, _median(in_turn, "ratio"))
+    tables: dict[str, Any] = next(iter(found.get("store", {}).get("rows", [])), {})
+    yield Target("reading 2,000 runs of 100 rounds: seconds", 5, _median(tables, "seconds"), at_most=True)
 
 
 def _over(rows: list[dict[str, Any]], workload: str, rival: str) -> float | None:
