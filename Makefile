@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install install-dev quickstart test test-ray test-slow lint format wheel clean
+.PHONY: help install install-dev quickstart test test-ray test-browser test-slow lint format wheel clean
 
 help: ## What there is to make
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,10 @@ test: $(VENV)/installed-dev ## Run the tests
 test-ray: $(VENV)/installed-dev ## Hold grid=ray and Flower's own simulation on Ray against grid=inprocess
 	$(PIP) -e '.[ray]'
 	$(BIN)/python -m pytest -m ray
+
+test-browser: $(VENV)/installed-dev ## Open the pages for people in a headless Chromium (apt-get install chromium)
+	$(PIP) -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 test-slow: $(VENV)/installed-dev ## Hold the experiments at their full size to their accuracies (half an hour)
 	$(BIN)/python -m pytest -m slow

@@ -8,8 +8,9 @@ from typing import NoReturn
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from fedsim.checks import did_you_mean, require_name
+from fedsim.checks import did_you_mean, require_choice, require_name
 from fedsim.paths import conf_dir
+from fedsim.resolvers import SIZES
 from fedsim.resume import refuse_taken, with_resume
 from fedsim.types import FedsimError
 
@@ -58,6 +59,8 @@ def _check(override: Override) -> None:
     line, key = override.input_line, override.key_or_group
     if not key:
         raise FedsimError(f"{line} names no key; write key=value")
+    if key == "size":
+        _check_size(override)
     if key == "name" and not override.is_delete() and not override.is_sweep_override():
         require_name(override.value())  # Hydra makes the folder before any of our code runs
     folder = conf_dir() / key
@@ -71,3 +74,14 @@ def _check(override: Override) -> None:
     if len(names) != 1 and key != MANY_ALLOWED:
         swept = ",".join(str(name) for name in names) or "a,b"
         raise FedsimError(f"{line} must name one option; choose one, or sweep over them with -m {key}={swept}")
+
+
+def _check_size(override: Override) -> None:
+    """Studies have a size, and nothing else has."""
+    if override.is_add() or override.is_delete():
+        raise FedsimError(
+            f"{override.input_line}: size is a key of studies, and not to be added or taken away; write size=small"
+        )
+    values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+    for value in values:
+        require_choice("size", value, SIZES)

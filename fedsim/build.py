@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -33,12 +34,13 @@ from fedsim.models.build import (
 from fedsim.parts import Parts
 from fedsim.paths import conf_dir
 from fedsim.privacy.base import Setting
+from fedsim.resolvers import SIZES
 from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler, FixedSampler, PoissonSampler, Sampler
 from fedsim.server import Server
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.arrays import model_arrays
-from fedsim.training.choose import choose_chunk_size, choose_execution
+from fedsim.training.choose import SHARES, choose_chunk_size, choose_execution
 from fedsim.training.per_example import choose
 from fedsim.types import FedsimError
 
@@ -48,7 +50,9 @@ def check_top_level(cfg: DictConfig) -> None:
     known = set(OmegaConf.load(conf_dir() / "config.yaml")) | {
         path.name for path in conf_dir().iterdir() if path.is_dir()
     }
-    if unknown := sorted(set(cfg) - known - {"hydra"}):
+    if "size" in cfg:  # of studies alone
+        require_choice("size", cfg.size, SIZES)
+    if unknown := sorted(set(cfg) - known - {"hydra", "size"}):
         close = did_you_mean(unknown[0], known)
         raise FedsimError(
             f"{unknown[0]} is not a key of fedsim{close}; take it away, or see --help for the keys there are"
@@ -69,8 +73,12 @@ def check_top_level(cfg: DictConfig) -> None:
             raise FedsimError(f"{key}={shown(OmegaConf.select(cfg, key))} is neither true nor false; give one of them")
 
 
-def build(cfg: DictConfig) -> Parts:
-    """All parts of the experiment, checked against each other; the data are read, nothing is trained."""
+def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig], Any] | None = None) -> Parts:
+    """All parts of the experiment, checked against each other; the data are read, nothing is trained.
+
+    together: runs whose clients will be trained in one lockstep batch. dataset_of: gives what `cfg.dataset` describes, for
+    runs that share it.
+    """
     device = choose_device(cfg.device)
     if device.type == "cpu":
         torch.set_num_threads(1)  # one thread, so that bits depend neither on the machine's cores nor on the grid
@@ -82,7 +90,7 @@ def build(cfg: DictConfig) -> Parts:
     grid: GridSettings = make(cfg.grid, "grid")
     if not cfg.dry_run:
         grid.prepare(device)
-    dataset = make(cfg.dataset, "dataset")
+    dataset = make(cfg.dataset, "dataset") if dataset_of is None else dataset_of(cfg.dataset)
     if not isinstance(dataset, Dataset):
         raise FedsimError(f"dataset._target_ gives a {type(dataset).__name__}; give a fedsim.data.dataset.Dataset")
     population = build_population(cfg, dataset, algorithm, device)
@@ -121,7 +129,8 @@ def build(cfg: DictConfig) -> Parts:
     cohort = sampler.expected_size(population.num_clients)
     x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 6))
     largest = max(1, int(setting.num_examples.max()))
-    trainer.execution = choose_execution(grid, trainer.alone(), x, y, cohort, largest)
+    shared = cohort if together == 1 else SHARES * together * cohort  # one core has all of them
+    trainer.execution = choose_execution(grid, trainer.alone(), x, y, shared, largest)
     chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
     server = Server(
         algorithm=algorithm,

@@ -17,8 +17,20 @@ from fedsim.checks import did_you_mean
 from fedsim.paths import conf_dir
 from fedsim.types import FedsimError
 
+PLUGINS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/ray": "ray-launcher",
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/sweeper/sampler": "optuna",
+}
+"""Options that optional packages bring, and the extra that installs each."""
+
 HOW_TO_SEE_MORE = "set HYDRA_FULL_ERROR=1 to see where"
 SEE_HELP = "see python -m fedsim --help for the keys there are"
+OF_RESOLVER = "FedsimError raised while resolving interpolation: "
+"""What OmegaConf puts before the sentence of one of our resolvers."""
 STOPPED = 130
 """Exit status of a command that was stopped, as shells have it for SIGINT."""
 
@@ -37,13 +49,11 @@ class Interrupted(FedsimError):
 
 
 def exit_with_sentence(failures: Sequence[Failure]) -> NoReturn:
-    """Print the sentence on standard error and leave with the first error's exit status."""
-    error, cell = failures[0]
-    others = len([one for one in failures[1:] if one.cell])
-    more = f" (and {others} more of the sweep's cells failed)" if others else ""
-    text = " ".join(f"{f'{cell}: ' if cell else ''}{sentence(error)}{more}".split())
-    print(f"fedsim: {text}", file=sys.stderr)
-    sys.exit(STOPPED if is_stop(error) else 1)
+    """Print a sentence each on standard error, and leave: with 130 where the user stopped it, else 1."""
+    for error, cell in failures:
+        text = " ".join(f"{f'{cell}: ' if cell else ''}{sentence(error)}".split())
+        print(f"fedsim: {text}", file=sys.stderr)
+    sys.exit(STOPPED if any(is_stop(error) for error, _ in failures) else 1)
 
 
 def is_stop(error: BaseException) -> bool:
@@ -69,6 +79,8 @@ def sentence(error: BaseException) -> str:
     match error:
         case FedsimError():
             return str(error)
+        case OmegaConfBaseException() if first_line.startswith(OF_RESOLVER):
+            return first_line.removeprefix(OF_RESOLVER)
         case MissingConfigException():
             return _missing_option(error)
         case OverrideParseException():
@@ -100,6 +112,8 @@ def _missing_option(error: MissingConfigException) -> str:
             + "; leave --config-path and --config-name out, and add a folder of your own with --config-dir"
         )
     group, option = missing.rsplit("/", 1)
+    if package := PLUGINS.get(f"{group}/{option}") or PLUGINS.get(group):
+        return f"{group}={option} needs a package that is not installed; pip install 'fedsim-flower[{package}]'"
     options = sorted(error.options or ())
     if not options:
         return _unknown_key(group)

@@ -8,12 +8,15 @@ import logging
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from fedsim import resolvers as resolvers  # what a configuration may hold
 from fedsim.build import build, check_top_level, strategy_name
 from fedsim.checks import require_choice, require_int
+from fedsim.pairs import with_pairs
+from fedsim.parts import Parts
 from fedsim.paths import conf_dir, whole
 from fedsim.plan import make_plan, print_plan, warnings_of
 from fedsim.results.files import write_json
@@ -23,11 +26,21 @@ from fedsim.types import FedsimError
 log = logging.getLogger(__name__)
 
 BASELINES = ("central", "local_only")
-MAY_CHANGE = ("rounds", "resume", "dry_run", "baselines", "logger", "checkpoint", "name")
+MAY_CHANGE = ("rounds", "resume", "dry_run", "baselines", "logger", "checkpoint", "name", "objectives", "pairs")
 """Keys that change no bit of the rounds that have been run."""
 
 
-def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
+class Company(Protocol):
+    """What a run that is not alone in its process leaves to the others: see `fedsim.sweeps.packed`."""
+
+    def build(self, cfg: DictConfig) -> Parts:
+        """The run's parts."""
+
+    def begin(self, session: Session) -> None:
+        """Told before the first round; the session draws nothing and prints nothing."""
+
+
+def run(cfg: DictConfig, run_dir: Path, command: str = "", company: Company | None = None) -> dict[str, Any]:
     """Run one experiment into `run_dir` and give its summary; with `dry_run`, give its plan and train nothing.
 
     Raises FedsimError, one sentence, for anything a user can mend.
@@ -36,9 +49,10 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
         run_dir = Path(cfg.resume)
         cfg = saved_config(run_dir, cfg)
         command = command_of(run_dir)
+    cfg = with_pairs(cfg)
     check_top_level(cfg)
     baselines = chosen_baselines(cfg)
-    parts = build(cfg)
+    parts = build(cfg) if company is None else company.build(cfg)
     if cfg.dry_run:
         plan = make_plan(parts)
         print_plan(plan)
@@ -47,6 +61,8 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
     session = Session(parts, run_dir, digest(cfg), cfg.checkpoint.every, cfg.checkpoint.keep, cfg.checkpoint.states_mb)
     for warning in warnings_of(parts):
         log.warning("%s", warning)
+    if company is not None:
+        company.begin(session)
     if cfg.get("resume"):
         session.resume(baselines)
         save_config(cfg, run_dir)
@@ -63,7 +79,7 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "") -> dict[str, Any]:
     if baselines:
         if session.interrupts.pending:  # it came while the run was being written
             raise _stopped("before its baselines", run_dir)
-        summary["baselines"] = {name: run_baseline(cfg, name, run_dir) for name in baselines}
+        summary["baselines"] = {name: run_baseline(cfg, name, run_dir, company) for name in baselines}
         session.folder.describe(summary)
     return summary
 
@@ -76,7 +92,7 @@ def chosen_baselines(cfg: DictConfig) -> list[str]:
     return [require_choice("baselines", name, BASELINES) for name in names]
 
 
-def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
+def run_baseline(cfg: DictConfig, name: str, run_dir: Path, company: Company | None = None) -> dict[str, Any]:
     """The same experiment with another strategy, as a run of its own inside the run's folder; gives its main figures."""
     folder = run_dir / "baselines" / name
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or had fewer rounds
@@ -87,7 +103,7 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path) -> dict[str, Any]:
     own.baselines, own.name, own.resume = False, f"{cfg.name}/{name}", None
     save_config(own, folder)
     try:
-        summary = run(own, folder)
+        summary = run(own, folder, company=company)
     except Stopped:
         raise _stopped(f"in its baseline {name}", run_dir) from None
     spread = summary["federated"] or {}

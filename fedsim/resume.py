@@ -27,12 +27,12 @@ def with_resume(overrides: list[Override], *, sweep: bool) -> list[str] | None:
             f"resume={resume} takes nothing beside it but rounds=N; leave {extra[0]} out, the run keeps its own configuration"
         )
     rounds = [f"resume_rounds={_text(given['rounds'])}"] if "rounds" in given else []
-    folder = _quoted(str(Path(resume).resolve()))
+    folder = quoted(str(Path(resume).resolve()))
     return [f"resume={folder}", f"hydra.run.dir={folder}", "hydra.output_subdir=null", *rounds]
 
 
 def refuse_taken(overrides: Iterable[Override]) -> None:
-    """Refuse a folder that holds a run or a sweep already; Hydra writes into it before any of our code runs."""
+    """Refuse a folder that holds a run already; Hydra writes into it before any of our code runs."""
     for override in overrides:
         key = override.key_or_group
         if key not in ("hydra.run.dir", "hydra.sweep.dir") or override.is_delete():
@@ -42,8 +42,6 @@ def refuse_taken(overrides: Iterable[Override]) -> None:
             raise FedsimError(f"{key} is empty; give the folder that the run is written to, or leave it out")
         if "${" not in folder:  # else it is known only once Hydra has resolved it, see `refuse_run`
             refuse_run(Path(folder), key)
-            for cell in Path(folder).glob("*/") if key == "hydra.sweep.dir" else ():
-                refuse_run(cell, key)
 
 
 def refuse_run(folder: Path, key: str) -> None:
@@ -66,6 +64,6 @@ def _text(override: Override) -> str:
     return "" if value is None else str(value)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """For Hydra's grammar."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

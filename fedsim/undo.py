@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedsim.errors import is_stop, kept
-from fedsim.resume import refuse_run
 
 OWN_TRACES = (
     "checkpoints",
@@ -23,25 +22,23 @@ OWN_TRACES = (
     ".wandb_run",
 )
 HYDRA_FILES = ("config.yaml", "hydra.yaml", "overrides.yaml")
+SWEEP_FILES = ("multirun.yaml", "sweep.json", ".sweep.json.lock")
 
 
 @dataclass(frozen=True)
 class Place:
     """Where one job of a command writes.
 
-    named: a user named the folder; Hydra made it up otherwise. resumed: it held the run before. overrides: the job's.
-    sweep_dir, cell: of a sweep, None and "" otherwise.
+    named: a user named the folder; Hydra made it up otherwise. overrides: the job's. sweep_dir: None where it is no sweep's.
     """
 
     run_dir: Path
     overrides: list[str]
     named: bool
-    resumed: bool
     sweep_dir: Path | None
-    cell: str
 
     @classmethod
-    def current(cls, *, resumed: bool) -> Place:
+    def current(cls) -> Place:
         """Of the job that Hydra is running."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
@@ -54,29 +51,31 @@ class Place:
             run_dir=Path(config.runtime.output_dir),
             overrides=OmegaConf.to_container(config.overrides.task, resolve=False),  # type: ignore[arg-type]
             named=any(override.lstrip("+").startswith(key) for override in hydra_overrides),
-            resumed=resumed,
             sweep_dir=Path(config.sweep.dir) if config.mode == RunMode.MULTIRUN else None,
-            cell=f"cell {config.job.num}" if config.mode == RunMode.MULTIRUN else "",
         )
 
 
 @contextmanager
-def undo_folder(place: Place) -> Iterator[None]:
+def undo_folder(run_dir: Path, *, resumed: bool, up: bool) -> Iterator[None]:
     """Where the block fails before anything worth keeping was written, take away what it put into the run's folder.
 
-    Refuses a folder that holds a run, unless it is resumed. What lay in the folder before is left alone, but for Hydra's
-    own three files, which Hydra has overwritten by then.
+    What lay in the folder before is left alone, but for Hydra's own three files, which are written anew by then.
+    resumed: it held the run before, and keeps it. up: folders above are taken away too where they are left empty.
     """
-    if not place.resumed:
-        refuse_run(place.run_dir, "hydra.sweep.dir" if place.sweep_dir else "hydra.run.dir")
-    before = {path.name for path in place.run_dir.iterdir()}
+    before = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     try:
         yield
     except BaseException as error:
-        baseline = is_stop(error) and any(place.run_dir.glob("baselines/*/checkpoints/round_*"))
-        if not place.resumed and not kept(place.run_dir) and not baseline:
-            _undo(place.run_dir, before, up=not place.named)
+        baseline = is_stop(error) and any(run_dir.glob("baselines/*/checkpoints/round_*"))
+        if not resumed and not kept(run_dir) and not baseline:
+            _undo(run_dir, before, up=up)
         raise
+
+
+def forget_traces(run_dir: Path) -> None:
+    """Take away what a run left that was killed before anything was worth keeping."""
+    for name in (*OWN_TRACES, "privacy_journal.jsonl"):
+        _remove(run_dir / name)
 
 
 def _undo(run_dir: Path, before: set[str], *, up: bool) -> None:
@@ -87,13 +86,16 @@ def _undo(run_dir: Path, before: set[str], *, up: bool) -> None:
     _remove_empty(run_dir / ".hydra", run_dir, up=up)
 
 
-def undo_sweep(places: Sequence[Place]) -> None:
+def undo_sweep(sweep_dir: Path, *, up: bool) -> None:
     """Take a sweep's folder away where none of its cells has left anything."""
-    if not places or (sweep_dir := places[0].sweep_dir) is None or not sweep_dir.is_dir():
+    if not sweep_dir.is_dir():
         return
-    if {path.name for path in sweep_dir.iterdir()} <= {"multirun.yaml"}:
-        (sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-        _remove_empty(sweep_dir, up=not places[0].named)
+    _remove_empty(*[path for path in sweep_dir.iterdir() if path.is_dir()], up=False)
+    if {path.name for path in sweep_dir.iterdir()} - set(SWEEP_FILES):
+        return
+    for name in SWEEP_FILES:
+        (sweep_dir / name).unlink(missing_ok=True)
+    _remove_empty(sweep_dir, up=up)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,3 +27,41 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fedsim.results.plots, "write_plots", lambda run_dir, summary: [])
     monkeypatch.setattr(fedsim.results.report, "write_report", lambda run_dir, summary: None)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Reports that were asked for; none is drawn, which takes longer than all the cells."""
+    asked: list[dict[str, Any]] = []
+
+    def write_study(runs: list[Path], out: Path, command: str = "", failed: Any = (), style: str = "screen") -> Path:
+        asked.append({"runs": [run.name for run in runs], "out": out, "command": command, "failed": list(failed)})
+        return out / "report.html"
+
+    import fedsim.studies.report
+
+    monkeypatch.setattr(fedsim.studies.report, "write_study", write_study)
+    return asked
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What was trained in this process: the cell's folder, and whether it went on from a checkpoint."""
+    import fedsim.sweeps.launched
+
+    calls: list[tuple[str, bool]] = []
+    whole = fedsim.sweeps.launched.run
+
+    def run(cfg: Any, folder: Path, *more: Any) -> Any:
+        calls.append((folder.name, bool(cfg.resume)))
+        return whole(cfg, folder, *more)
+
+    monkeypatch.setattr(fedsim.sweeps.launched, "run", run)
+    return calls

@@ -16,7 +16,9 @@ from fedsim.data.dataset import Dataset
 from fedsim.make import make
 from fedsim.paths import conf_dir
 
-GROUPS = sorted(path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "experiment")
+GROUPS = sorted(
+    path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in ("experiment", "hydra", "size")
+)
 FILES = [path for group in GROUPS for path in yaml_files(group)]
 GIVEN_BY_FEDSIM = {
     "partition": {"columns", "num_clients", "seed"},

@@ -16,6 +16,7 @@ FLOORS: list[set[str]] = [
     {"training"},
     {"data", "models"},
     {"privacy", "audit", "results", "transforms"},
+    {"studies"},
     {
         "flower",
         "samplers",
@@ -35,13 +36,26 @@ FLOORS: list[set[str]] = [
         "plan",
         "session",
     },
-    {"experiment", "build", "make", "forgetting"},
-    {"arguments", "errors", "resume", "undo", "unlearn", "__main__", "data.__main__"},
+    {"experiment", "build", "make", "resolvers", "pairs", "forgetting"},
+    {
+        "arguments",
+        "command",
+        "job",
+        "sweeps",
+        "errors",
+        "resume",
+        "undo",
+        "unlearn",
+        "report",
+        "explore",
+        "__main__",
+        "data.__main__",
+    },
 ]
 """From the ground up. A name is a module of fedsim or a folder; imports stay on their floor or go down."""
 
-SERVER_FLOOR = FLOORS[4]
-READS_CONFIGURATION = FLOORS[5] | FLOORS[6]
+SERVER_FLOOR = FLOORS[5]
+READS_CONFIGURATION = FLOORS[6] | FLOORS[7]
 
 
 def module_of(path: Path) -> str:

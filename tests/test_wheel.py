@@ -25,4 +25,6 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     assert str(site) in done.stdout.splitlines()[0]  # the wheel's code, not the checkout's
     assert (site / "fedsim" / "conf" / "config.yaml").is_file()
     assert (site / "fedsim" / "results" / "report.html.j2").is_file()
+    assert (site / "fedsim" / "studies" / "explore" / "main.js").is_file()
+    assert (site / "fedsim" / "studies" / "study.html.j2").is_file()
     assert json.loads((elsewhere / "plan" / "plan.json").read_text())["num_clients"] == 100

@@ -44,8 +44,10 @@ def start_early(grid: str, workers: int | None, device: str) -> None:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: of those it is given, at most $FEDSIM_CORES, which cells that run side by side are given."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = os.environ.get("FEDSIM_CORES", "")
+    return max(1, min(found, int(most))) if most.isdigit() else found
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def _packs(part: object) -> bool:
 def serve(connection: Connection, device: str) -> None:
     """A worker's life: until the connection closes, or the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     keep_freed_memory()
     worker: Worker | None = None
@@ -285,7 +285,8 @@ def _answer(connection: Connection, slots: Slots | None, label: str, content: An
         parcel.close()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the process that started this one to end, and end."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

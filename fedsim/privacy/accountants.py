@@ -131,6 +131,16 @@ def rdp_epsilon(events: DpEvent, adjacency: str, delta: float, orders: tuple[flo
         return float(compute_epsilon(used, count * curve, delta)[0])
 
 
+def rdp_curve(events: DpEvent, adjacency: str) -> dict[str, list[float]]:
+    """What RDP composes, as JSON: `divergences` at `orders`, infinite where an order has no bound."""
+    once, count = _parts(events)
+    try:
+        orders, curve = _rdp_curve(once, adjacency, FEW_ORDERS)
+    except TypeError:
+        orders, curve = _rdp_curve.__wrapped__(once, adjacency, FEW_ORDERS)
+    return {"orders": [float(order) for order in orders], "divergences": [float(value) for value in count * curve]}
+
+
 @lru_cache(maxsize=256)
 def _rdp_curve(once: DpEvent, adjacency: str, orders: tuple[float, ...] | None) -> tuple[Any, Any]:
     """(orders, divergences) of one event, with what rounding may have taken off: else many tiny ones would add up to none."""

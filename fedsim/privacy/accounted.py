@@ -277,6 +277,7 @@ class Accounted(Booked):
             "mechanism": self.name,
             **self.describe(self.spent_count),
             **self.details(),
+            "renyi": None if self.noise_removed else accounting.renyi(self.mechanism, self.spent_count),
             "rounds": self.book.releases,
             "rounds_planned": self.setting.rounds,
             "participations": {"most": max(self.book.charges.values(), default=0), "limit": self.max_participations},

@@ -13,7 +13,15 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from fedsim.checks import require_choice, require_int, require_number
-from fedsim.privacy.accountants import ADJACENCIES, FEW_ORDERS, as_text, pld_epsilon, prv_epsilon, rdp_epsilon
+from fedsim.privacy.accountants import (
+    ADJACENCIES,
+    FEW_ORDERS,
+    as_text,
+    pld_epsilon,
+    prv_epsilon,
+    rdp_curve,
+    rdp_epsilon,
+)
 from fedsim.types import FedsimError
 
 if TYPE_CHECKING:  # importing it takes most of a second
@@ -128,6 +136,13 @@ def spend(mechanism: Mechanism, count: int, delta: float) -> Spent:
         z, rate = mechanism.noise_multiplier, getattr(mechanism, "rate", 1.0)
         by["prv"] = bounds[best] if trivial else prv_epsilon(z, rate, count, delta, bounds["pld"], bounds["rdp"])
     return Spent(bounds[best], as_text(best), by)
+
+
+def renyi(mechanism: Mechanism, count: int) -> dict[str, list[float]] | None:
+    """What further composition needs (`privacy/tuning.py`): Renyi divergences of `count` releases; None where none are known."""
+    if "rdp" not in mechanism.accountants or count == 0 or mechanism.noise_multiplier == 0:
+        return None
+    return rdp_curve(getattr(mechanism, "rdp_events", mechanism.events)(count), mechanism.adjacency)
 
 
 def epsilons_after(mechanism: Mechanism, counts: Sequence[int], delta: float) -> list[float]:

@@ -7,9 +7,9 @@ and in which way, is `execution`: chosen by a rule (`execution.py`), never by wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -28,12 +28,28 @@ from fedsim.types import ClientData, Params
 log = logging.getLogger(__name__)
 
 
+class Together(Protocol):
+    """Trains clients of several runs at once: see `fedsim.sweeps.pack`."""
+
+    def train(
+        self,
+        trainer: Trainer,
+        received: Params,
+        clients: Sequence[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+    ) -> Iterator[ClientUpdate | ClientFailure]:
+        """As `Trainer.train`."""
+
+
 @dataclass
 class Trainer:
     """Trains clients.
 
     model: on the training device. seed: the run's. smallest_batch: a shorter last batch is left out (BatchNorm cannot
     train on one example). local_steps: train by DP-SGD; None: plainly. execution: how wide and in which way.
+    pack: trains its clients together with other runs'; None: they train by themselves.
     """
 
     model: nn.Module
@@ -44,13 +60,14 @@ class Trainer:
     smallest_batch: int = 1
     local_steps: DPSGD | None = None
     execution: Execution = ONE_AT_A_TIME
+    pack: Together | None = field(default=None, repr=False)
     _made: tuple[tuple[Any, ...], Alone | Lockstep] | None = field(default=None, init=False, repr=False)
     _was_halved: bool = field(default=False, init=False, repr=False)
     _was_told: bool = field(default=False, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """A worker makes an engine of its own."""
-        return {**self.__dict__, "_made": None}
+        return {**self.__dict__, "_made": None, "pack": None}
 
     def train(
         self,
@@ -61,6 +78,19 @@ class Trainer:
         round: int,
     ) -> Iterator[ClientUpdate | ClientFailure]:
         """Train each client from `received`, in the order given. What a client's own code or data raise is its failure alone."""
+        if self.pack is None:
+            return self.train_here(received, clients, data_of, state_of, round)
+        return self.pack.train(self, received, list(clients), data_of, state_of, round)
+
+    def train_here(
+        self,
+        received: Params,
+        clients: Iterable[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+    ) -> Iterator[ClientUpdate | ClientFailure]:
+        """As `train`, without clients of other runs."""
         waiting = list(clients)
         while waiting:
             group = waiting[: self.execution.width]
@@ -76,7 +106,8 @@ class Trainer:
             waiting = waiting[len(group) :]
 
     @property
-    def _parts(self) -> tuple[Any, ...]:
+    def parts(self) -> tuple[Any, ...]:
+        """What an engine is made of, beside the execution."""
         return (
             *(self.model, self.objective, self.settings, self.client_half),
             *(self.seed, self.smallest_batch, self.local_steps),
@@ -84,11 +115,11 @@ class Trainer:
 
     def alone(self) -> Alone:
         """The same training, one client at a time."""
-        return Alone(*self._parts)
+        return Alone(*self.parts)
 
     def _engine(self) -> Alone | Lockstep:
         """Made anew only where one of the trainer's parts is another."""
-        parts = self._parts
+        parts = self.parts
         if self._made is None or any(a is not b for a, b in zip(self._made[0], (*parts, self.execution), strict=True)):
             if next(self.model.parameters()).device.type == "cuda":
                 set_precision(self.execution.precision)
