@@ -343,6 +343,13 @@ def test_quantity_divides_the_rows_beyond_min_size_as_drawn():
     assert (np.abs(sizes - (50 + 4000 * shares)) <= 1).all()
 
 
+def test_one_size_for_all_is_the_list_of_it():
+    data = columns()
+    one, listed = (schemes.size(data, 50, 3, partition_sizes=sizes) for sizes in (7, [7] * 50))
+    assert np.array_equal(one.rows, listed.rows) and np.array_equal(one.offsets, listed.offsets)
+    assert one.sizes.tolist() == [7] * 50 and len(one.rows) == 350 < len(data.label)
+
+
 def test_iid_rows_are_uniform_over_clients():
     held = np.zeros((12, 3))
     for seed in range(3000):
@@ -443,6 +450,8 @@ REFUSED = {
     "no sizes": ("size", columns(), 5, {}, "partition.partition_sizes"),
     "sizes and clients": ("size", columns(), 5, {"partition_sizes": [1, 2]}, "population.num_clients=5"),
     "sizes too large": ("size", columns(), None, {"partition_sizes": [600, 1]}, "sums to 601 of 600"),
+    "one size too large": ("size", columns(), 50, {"partition_sizes": 13}, "sums to 650 of 600"),
+    "one size and no clients": ("size", columns(), None, {"partition_sizes": 13}, "population.num_clients is null"),
     "a size of 0": ("size", columns(), None, {"partition_sizes": [1, 0]}, "partition.partition_sizes"),
     "a size that is no number": ("size", columns(), None, {"partition_sizes": [True, 5]}, "whole numbers of rows"),
     "sizes within": ("inner_dirichlet", columns(), 5, {"partition_sizes": [1, 2]}, "population.num_clients=5"),

@@ -45,11 +45,13 @@ def quantity(
 
 
 def size(
-    columns: Columns, num_clients: int | None, seed: int, *, partition_sizes: Sequence[int] | None = None
+    columns: Columns, num_clients: int | None, seed: int, *, partition_sizes: int | Sequence[int] | None = None
 ) -> Partition:
-    """Given sizes, labels IID. partition_sizes: rows of each client; drops the rows beyond their sum."""
+    """Given sizes, labels IID. partition_sizes: rows of each client, or of every one; drops the rows beyond their sum."""
     if partition_sizes is None:
         raise FedsimError("partition=size needs the rows of each client; set partition.partition_sizes=[...]")
+    if isinstance(partition_sizes, int):
+        partition_sizes = [partition_sizes] * require_clients("size", columns, num_clients)
     sizes = require_sizes("size", columns, num_clients, partition_sizes)
     return _of_sizes(np.array(sizes), len(columns.label), seed)
 

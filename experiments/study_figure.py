@@ -1,0 +1,53 @@
+"""A study's table as a picture: a line a column, with its intervals; nothing is averaged that the table tells apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from experiments.study_tables import Grid
+from fedsim.results.pictures.style import BLUE, GREY, ORANGE, STYLE, figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, ORANGE, GREY)
+STYLES = ("-", "--", ":")
+
+
+def figure(grid: Grid, title: str, across: str) -> Figure:
+    """Columns that share the words before the comma share a colour, those that share the words after it the kind of line.
+
+    title: above all. across: the label of the rows' axis.
+    """
+    import matplotlib as mpl
+
+    headings = list(dict.fromkeys(heading for row in grid.values() for heading in row))
+    first, second = (list(dict.fromkeys(heading.partition(", ")[part] for heading in headings)) for part in (0, 2))
+    with mpl.rc_context(STYLE):
+        made, (axes,) = figure_of(title, 1)
+        for heading in headings:
+            points = [(_number(row), of_row[heading]) for row, of_row in grid.items() if heading in of_row]
+            before, _, after = heading.partition(", ")
+            axes.errorbar(
+                [x for x, _ in points],
+                [mean.mean for _, mean in points],
+                yerr=[mean.half or 0.0 for _, mean in points],
+                color=COLOURS[first.index(before) % len(COLOURS)],
+                linestyle=STYLES[second.index(after) % len(STYLES)],
+                marker="os^"[second.index(after) % 3],
+                capsize=2.5,
+                label=heading,
+            )
+        ticks = [_number(row) for row in grid]
+        if min(ticks) > 0 and max(ticks) >= 100 * min(ticks):
+            axes.set_xscale("log")
+        axes.set_xticks(ticks, list(grid))
+        axes.minorticks_off()
+        axes.set_xlabel(across)
+        axes.set_ylabel("test accuracy")
+        axes.legend(loc="best")
+    return made
+
+
+def _number(row: str) -> float:
+    return float(row.replace(",", ""))
