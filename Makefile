@@ -56,4 +56,5 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: $(VENV)/installed
 	@echo "installing what the tests need into $(VENV)"
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps hydra-optuna-sweeper
 	@touch $@

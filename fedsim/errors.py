@@ -113,7 +113,8 @@ def _missing_option(error: MissingConfigException) -> str:
         )
     group, option = missing.rsplit("/", 1)
     if package := PLUGINS.get(f"{group}/{option}") or PLUGINS.get(group):
-        return f"{group}={option} needs a package that is not installed; pip install 'fedsim-flower[{package}]'"
+        more = " && pip install --no-deps hydra-optuna-sweeper" if package == "optuna" else ""
+        return f"{group}={option} needs a package that is not installed; pip install 'fedsim-flower[{package}]'{more}"
     options = sorted(error.options or ())
     if not options:
         return _unknown_key(group)
