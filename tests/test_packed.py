@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from helpers import config
 from torch import Tensor, nn
 
 from fedsim.build import build
 from fedsim.parts import Parts
 from fedsim.sweeps.pack import Pack
-from fedsim.types import Params
+from fedsim.sweeps.together import Alongside
+from fedsim.training import ClientHalf, LocalTraining
+from fedsim.training.group import Recipe, alike
+from fedsim.types import FedsimError, Params
 
 SMALL = (
     "dataset=digits",
@@ -145,3 +149,23 @@ def test_a_group_that_fails_is_trained_cell_by_cell(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Lockstep, "train_jobs", fails)
     for one, other in zip(packed(cells)[0], expected, strict=True):
         assert gap(one, other) < 1e-4
+
+
+def test_client_halves_are_alike_only_where_all_they_hold_can_be_compared() -> None:
+    class Held(ClientHalf):
+        def __init__(self, value: Any) -> None:
+            self.value = value
+
+    def recipe(half: ClientHalf) -> Recipe:
+        return Recipe(LocalTraining(), half, 0, None)
+
+    assert alike(recipe(Held(0.1)), recipe(Held(0.1)))
+    assert not alike(recipe(Held(0.1)), recipe(Held(0.2)))
+    assert not alike(recipe(Held(0.1)), recipe(ClientHalf()))
+    long = torch.zeros(5_000)  # two of these look alike in words, whatever they hold
+    assert not alike(recipe(Held(long)), recipe(Held(long + (torch.arange(5_000) == 2_500))))
+
+
+def test_a_logger_that_follows_one_run_is_refused() -> None:
+    with pytest.raises(FedsimError, match="logger=mlflow"):
+        Alongside(Pack(2), 2, {}, []).build(config(*SMALL, "logger=mlflow"))

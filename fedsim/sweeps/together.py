@@ -26,6 +26,7 @@ from fedsim.grids.allocator import keep_freed_memory
 from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
 from fedsim.grids.processes import end_with_parent, ended
 from fedsim.sweeps.pack import Pack
+from fedsim.types import FedsimError
 
 
 class CellRun(NamedTuple):
@@ -139,6 +140,10 @@ def _stopping(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+ONE_A_PROCESS = ("MLflowLogger", "WandbLogger")
+"""Loggers that cannot follow several runs at once."""
+
+
 class Alongside:
     """What a cell leaves to the process that it shares: see `experiment.Company`."""
 
@@ -150,6 +155,11 @@ class Alongside:
         from fedsim.build import build
         from fedsim.grids.inprocess import InProcess
 
+        if (logger := str(cfg.logger.get("_target_")).rpartition(".")[2]) in ONE_A_PROCESS:
+            name = logger.removesuffix("Logger").lower()
+            raise FedsimError(
+                f"logger={name} follows one run a process; use hydra/launcher=basic, or logger=tensorboard"
+            )
         keys = {field.name for field in fields(InProcess)}
         own = cfg.copy()
         own.grid = {"_target_": f"{InProcess.__module__}.InProcess"} | {k: v for k, v in cfg.grid.items() if k in keys}
