@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
+from fedsim.build_field import make_compression, make_field, make_schedule
 from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
 from fedsim.client import Devices, make_client_app
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
+from fedsim.fleet.schedules import Schedule
 from fedsim.grids.settings import GridSettings
 from fedsim.judging import Judge
 from fedsim.make import make, not_made
@@ -88,6 +90,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     evaluation: EvaluationPlan = make(cfg.evaluation, "evaluation")
     privacy, audit, logger = make_privacy(cfg), make(cfg.audit, "audit"), make(cfg.logger, "logger")
     grid: GridSettings = make(cfg.grid, "grid")
+    schedule, compression = make_schedule(cfg, algorithm), make_compression(cfg, algorithm)
     if not cfg.dry_run:
         grid.prepare(device)
     dataset = make(cfg.dataset, "dataset") if dataset_of is None else dataset_of(cfg.dataset)
@@ -106,7 +109,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     if cfg.init.weights is not None:
         load_initial_weights(model, str(cfg.init.weights), cfg.init.partial)
     model.to(device)
-    setting = setting_of(cfg, algorithm, sampler, population, settings, model)
+    setting = setting_of(cfg, algorithm, sampler, population, settings, model, schedule)
     protection = privacy.protect(setting)
     if protection.unit is not None:
         refuse_mixing(model, f"privacy={privacy_name(cfg)}")
@@ -114,6 +117,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
         x, y = (made_up.to(device) for made_up in made_up_batch(dataset, 3))
         choose(protection.local_steps.way, model, OBJECTIVES[dataset.task], x, y)  # refused here if at all
     protection.moving = moving_arrays(model)
+    compression.check({name: model_arrays(model)[name].shape for name in dict.fromkeys(protection.moving.values())})
     audit.check(dataset.task, dataset.input_shape)
     audit.begin(setting, protection, model_arrays(model))
     protection.noise_removed = audit.remove_noise
@@ -131,6 +135,8 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     largest = max(1, int(setting.num_examples.max()))
     shared = cohort if together == 1 else SHARES * together * cohort  # one core has all of them
     trainer.execution = choose_execution(grid, trainer.alone(), x, y, shared, largest)
+    field = make_field(cfg, algorithm, population, trainer, protection, compression)
+    schedule.check(field, cohort)
     chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
     server = Server(
         algorithm=algorithm,
@@ -144,6 +150,9 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
         holders=np.flatnonzero(population.holdout_sizes),
         plan=evaluation,
         judge=Judge(model, population, evaluation.batch_on(device)),
+        field=field,
+        schedule=schedule,
+        compression=compression,
     )
     return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid, chunk_size)
 
@@ -155,15 +164,17 @@ def setting_of(
     population: Population,
     training: LocalTraining,
     model: nn.Module,
+    schedule: Schedule,
 ) -> Setting:
     """What a privacy mechanism must know of the run."""
+    drawn = type(sampler) in (AllSampler, FixedSampler, PoissonSampler) and schedule.secret
     examples = population.partition.sizes - population.holdout_sizes
     return Setting(
         seed=cfg.seed,
         rounds=cfg.rounds,
         num_clients=population.num_clients,
-        sampling=sampler.kind if type(sampler) in (AllSampler, FixedSampler, PoissonSampler) else "unknown",
-        cohort_size=sampler.expected_size(population.num_clients),
+        sampling=sampler.kind if drawn else "unknown",
+        cohort_size=schedule.needed(sampler.expected_size(population.num_clients)),
         num_examples=np.array([examples.sum()]) if algorithm.pools_data else examples,
         training=training,
         strategy=strategy_name(cfg),

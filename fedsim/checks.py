@@ -41,6 +41,13 @@ def require_number(
     return float(value)
 
 
+def require_bool(key: str, value: object) -> bool:
+    """`value` where it is true or false. Raises FedsimError naming `key` otherwise."""
+    if not isinstance(value, bool):
+        raise FedsimError(f"{key}={shown(value)} is neither true nor false; give one of them")
+    return value
+
+
 def shown(value: object) -> str:
     """A value as a user types it: null and true, not None and True."""
     if value is None or isinstance(value, bool):

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim import flower
+from fedsim.compression.base import Compression
 from fedsim.data.population import Population
 from fedsim.judging import Judge, tally_record
 from fedsim.privacy.base import Protection
@@ -23,6 +24,9 @@ from fedsim.replies import Reply, vectors
 from fedsim.training.trainer import Trainer
 from fedsim.training.updates import ClientFailure, ClientUpdate
 from fedsim.types import FedsimError, Params
+
+CODEC = "codec/"
+"""Before the names of what a codec keeps on a device, beside what the algorithm keeps there."""
 
 
 class ClientStates(Protocol):
@@ -74,6 +78,7 @@ class Devices:
     population: Population
     eval_batch_size: int
     protection: Protection
+    compression: Compression
     states: ClientStates | None = None
 
     @property
@@ -86,8 +91,9 @@ class Devices:
         return self.states if self.states is not None else ContextStates(context)
 
     def state_of(self, states: ClientStates, client: int) -> Params:
-        """A client's state on the device that trains."""
-        return {name: array.to(self.population.device) for name, array in states.get(client).items()}
+        """A client's state on the device that trains, as its algorithm knows it."""
+        held = states.get(client)
+        return {name: a.to(self.population.device) for name, a in held.items() if not name.startswith(CODEC)}
 
 
 def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
@@ -142,9 +148,9 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
                 reply.fail(update)  # the simulation's own count; the server is sent an update like any other
             update = ClientUpdate(update.client, received, 1, 0, {}, devices.state_of(states, update.client))
         leaving: ClientUpdate | ClientFailure = update
-        if isinstance(update, ClientUpdate) and protection.transforms:
+        if isinstance(update, ClientUpdate) and (protection.transforms or devices.compression.compresses):
             memory = states.memory(update.client)
-            leaving = what_leaves(protection, update, received, round, memory)
+            leaving = what_leaves(devices, update, received, round, memory, states.get(update.client))
             states.remember(update.client, memory)
         if isinstance(leaving, ClientFailure):
             if not chunked:
@@ -157,22 +163,46 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
 
 
 def what_leaves(
-    protection: Protection, update: ClientUpdate, received: Params, round: int, memory: dict[str, Any]
+    devices: Devices, update: ClientUpdate, received: Params, round: int, memory: dict[str, Any], held: Params
 ) -> ClientUpdate | ClientFailure:
-    """The update through the mechanism's device half: of weight 1 like every other, and no number beside it.
+    """The update as it comes out of the codec and the mechanism's device half.
 
-    Where updates are summed it is the update itself, else the model that it leads to. What training does not change is not
-    sent, and a weight that two layers share is sent once.
+    Where a trusted server clips what it decoded, the codec comes first: decoding may lengthen an update. Noise that the device adds
+    comes before it. What training does not change is not sent, and a weight that two layers share is sent once. Under a mechanism
+    an update is of weight 1 like every other, and no number goes beside it; where updates are summed it is the update itself that
+    leaves, else the model that it leads to. held: what the client keeps, a codec's part of it too.
     """
+    protection, compression = devices.protection, devices.compression
     names = dict.fromkeys(protection.moving.values())
     moved = {name: update.arrays[name].float() - received[name].float() for name in names}
+    length: dict[str, float] = {}
+    state = dict(update.state)
+
+    def through(sent: Params) -> Params:
+        if not compression.compresses:
+            return sent
+        kept = {name.removeprefix(CODEC): array for name, array in held.items() if name.startswith(CODEC)}
+        message, kept = compression.encode(sent, kept, devices.trainer.seed, round, update.client)
+        state.update({f"{CODEC}{name}": array for name, array in kept.items()})
+        length[flower.BYTES_UP] = float(len(message))
+        found = compression.decode(message, {name: array.shape for name, array in sent.items()})
+        return {name: array.to(sent[name].device) for name, array in found.items()}
+
     try:
-        sent = protection.on_device(moved, update.client, round, memory)
+        if protection.sums:
+            sent = protection.on_device(through(moved), update.client, round, memory)
+            return update._replace(arrays=sent, num_examples=1, metrics=length, state=state)
+        sent = through(protection.on_device(moved, update.client, round, memory))
     except FedsimError as error:
         return ClientFailure(update.client, str(error))
-    if not protection.sums:
-        sent = received | {alias: received[name].float() + sent[name] for alias, name in protection.moving.items()}
-    return update._replace(arrays=sent, num_examples=1, metrics={})
+    own = received if protection.transforms else update.arrays  # buffers, which a mechanism does not let out
+    arrays = own | {alias: received[name].float() + sent[name] for alias, name in protection.moving.items()}
+    if protection.transforms:
+        return update._replace(arrays=arrays, num_examples=1, metrics=length, state=state)
+    if compression.compresses:
+        buffers = {name: update.arrays[name] for name, _ in devices.trainer.model.named_buffers()}
+        length[flower.BYTES_UP] += float(flower.encoded_bytes(flower.to_record(buffers)))
+    return update._replace(arrays=arrays, metrics=update.metrics | length, state=state)
 
 
 def _answer(devices: Devices, message: Message, context: Context) -> Message:

@@ -26,6 +26,14 @@ from fedsim.types import FedsimError
 log = logging.getLogger(__name__)
 
 BASELINES = ("central", "local_only")
+PLAIN = {
+    **dict.fromkeys(("logger", "privacy", "audit", "compression"), "none"),
+    "fleet": "ideal",
+    "availability": "always",
+    "schedule": "synchronous",
+}
+"""Groups, and the option of each that a baseline has."""
+
 MAY_CHANGE = ("rounds", "resume", "dry_run", "baselines", "logger", "checkpoint", "name", "objectives", "pairs")
 """Keys that change no bit of the rounds that have been run."""
 
@@ -73,6 +81,7 @@ def run(cfg: DictConfig, run_dir: Path, command: str = "", company: Company | No
             "strategy": strategy_name(cfg),
             "model": cfg.model._target_.rsplit(".", 1)[-1],
             "partition": cfg.partition._target_.rsplit(".", 1)[-1],
+            "compression": parts.server.compression.name,
             "baselines": {},
         },
     )
@@ -98,8 +107,11 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path, company: Company | N
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped, or had fewer rounds
     own = cfg.copy()
     own.strategy = OmegaConf.load(conf_dir() / "strategy" / f"{name}.yaml")
-    for group in ("logger", "privacy", "audit"):  # what could be had without protection: it is what privacy costs too
-        own[group] = OmegaConf.load(conf_dir() / group / "none.yaml")
+    for (
+        group,
+        plain,
+    ) in PLAIN.items():  # what could be had without protection or devices' limits: it is what these cost too
+        own[group] = OmegaConf.load(conf_dir() / group / f"{plain}.yaml")
     own.baselines, own.name, own.resume = False, f"{cfg.name}/{name}", None
     save_config(own, folder)
     try:

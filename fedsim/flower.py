@@ -45,6 +45,9 @@ TALLY = "tally"
 
 NUM_EXAMPLES = "num-examples"
 
+BYTES_UP = "bytes-up"
+"""Beside a client's metrics in `CLIENTS`: length of the message that its update was encoded as, where one was."""
+
 _RUN_ID = 1
 _SERVER_NODE_ID = 1
 

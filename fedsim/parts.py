@@ -45,7 +45,9 @@ class Parts:
     def devices(self, states: ClientStates | None = None) -> Devices:
         """What stands behind a node that trains in this process; without `states`, each node's context keeps its own."""
         server = self.server
-        return Devices(self.trainer, self.population, server.judge.batch_size, server.protection, states)
+        return Devices(
+            self.trainer, self.population, server.judge.batch_size, server.protection, server.compression, states
+        )
 
     def grid(self) -> SimulationGrid:
         """The grid, with this experiment's client app on its nodes."""

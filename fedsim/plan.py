@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fedsim import flower
 from fedsim.parts import Parts
+from fedsim.traffic import message_bytes
 from fedsim.training.arrays import model_arrays
 
 MANY_JUDGES = 10_000
@@ -18,14 +18,13 @@ def make_plan(parts: Parts) -> dict[str, Any]:
     """The plan, ready for JSON. Bytes are those of encoded messages; memory is an estimate of the arrays alone."""
     population, server = parts.population, parts.server
     cohort = server.sampler.expected_size(server.num_clients)
-    encoded = flower.encoded_bytes(flower.to_record(model_arrays(parts.model)))
+    down, up = message_bytes(parts.model, server.protection, server.compression)
     examples = population.partition.sizes - population.holdout_sizes
     if parts.algorithm.pools_data:
         examples = np.array([examples.sum()])
     sizes, clients = np.unique(examples, return_counts=True)
     steps = float(np.average([parts.settings.steps(int(size)) for size in sizes], weights=clients))
     private = server.protection.plan()
-    encoded_up = flower.encoded_bytes(flower.exact_record(server.sent())) if server.protection.sums else encoded
     client_rounds = cohort * server.rounds
     dataset = population.dataset
     return {
@@ -46,9 +45,10 @@ def make_plan(parts: Parts) -> dict[str, Any]:
         "num_parameters": parts.num_parameters,
         **private,
         "warnings": [*private["warnings"], *warnings_of(parts)],
-        "bytes_up": int(encoded_up * client_rounds),
-        "bytes_down": int(encoded * client_rounds),
-        "memory_mb": round(_memory_mb(parts, encoded), 1),
+        "bytes_up": int(up * client_rounds),
+        "bytes_down": int(down * client_rounds),
+        "memory_mb": round(_memory_mb(parts), 1),
+        **server.field.plan(),
         "device": parts.device.type,
         "execution": parts.execution,
     }
@@ -60,25 +60,28 @@ def warnings_of(parts: Parts) -> list[str]:
     judges, chosen = len(server.holders), server.plan.clients
     asked = judges if chosen is None else min(judges, chosen)
     cohort = server.sampler.expected_size(server.num_clients)
+    moving = {name: server.state.arrays[name].shape for name in dict.fromkeys(server.protection.moving.values())}
+    words = server.compression.notes(moving)
     if not parts.algorithm.shares_model or asked <= max(MANY_JUDGES, 10 * cohort):
-        return []
+        return words
     return [
+        *words,
         f"every evaluation asks {asked:,} clients, which takes longer than their rounds of training; set evaluation.clients=1000 "
-        "to ask some by chance, or population.holdout=0 for the test set alone"
+        "to ask some by chance, or population.holdout=0 for the test set alone",
     ]
 
 
-def _memory_mb(parts: Parts, encoded: int) -> float:
+def _memory_mb(parts: Parts) -> float:
     """The dataset, and five copies of the model: the server's, the one that trains, its gradients, the sum, a message.
 
     Where clients keep models of their own, those of all that may take part.
     """
     dataset = parts.population.dataset
     rows = dataset.train.nbytes + dataset.test.nbytes
-    server = parts.server
+    server, model = parts.server, sum(array.nbytes for array in model_arrays(parts.model).values())
     taking_part = min(server.num_clients, int(server.sampler.expected_size(server.num_clients) * server.rounds))
     own = 0 if parts.algorithm.shares_model else taking_part  # of which checkpoint.states_mb are in memory
-    return (rows + (5 + own) * encoded) / 1e6
+    return (rows + (5 + own) * model) / 1e6
 
 
 def print_plan(plan: dict[str, Any]) -> None:

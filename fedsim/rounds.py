@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fedsim import flower
 from fedsim.algorithms.state import State as StrategyState
-from fedsim.checks import require_int
+from fedsim.checks import require_int, require_number
 from fedsim.training.arrays import all_finite
 from fedsim.training.evaluation import finite_or_none
 from fedsim.types import Params
@@ -33,7 +33,8 @@ class ServerState:
     """All that changes as a run goes on. With the strategy's and the clients' state it is what a checkpoint holds.
 
     round: the last one that is finished. client_metrics: each client's newest held-out accuracy and loss, by client.
-    strategy, privacy: what the strategy and the privacy mechanism remembered at the end of that round.
+    strategy, privacy: what the strategy remembered at the end of that round, and the privacy mechanism, the audit, the devices and
+    their schedule. versions: earlier models, as they were sent, that devices may still be at work on, by the number of the round.
     """
 
     arrays: Params
@@ -45,6 +46,7 @@ class ServerState:
     client_metrics: dict[int, dict[str, float]] = field(default_factory=dict)
     strategy: StrategyState = field(default_factory=dict)
     privacy: list[Any] = field(default_factory=lambda: ["dict", {}])
+    versions: dict[int, Params] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class EvaluationPlan:
     """The keys of `evaluation.*`: every so many rounds (and after the last), of so many clients (None: of all).
 
     batch_size: examples a forward pass; None: as many as suit the device. local_models: of how many clients' own models the
-    central test accuracy is the mean, where no model is shared.
+    central test accuracy is the mean, where no model is shared. target: an accuracy; the summary says what it took to get there.
     """
 
     every: int = 1
     clients: int | None = None
     batch_size: int | None = None
     local_models: int = 20
+    target: float | None = None
 
     def __post_init__(self) -> None:
         require_int("evaluation.every", self.every, low=1)
@@ -67,6 +70,8 @@ class EvaluationPlan:
         require_int("evaluation.local_models", self.local_models, low=1)
         if self.clients is not None:
             require_int("evaluation.clients", self.clients, low=0)
+        if self.target is not None:
+            require_number("evaluation.target", self.target, above=0, high=1)
 
     def batch_on(self, device: torch.device) -> int:
         """Examples a forward pass: on a CPU few enough for a layer's outputs to be reused from the heap."""
@@ -81,7 +86,8 @@ class EvaluationPlan:
 class Outcome:
     """What came back of a round. A folded reply speaks for many clients, so metrics are kept client by client.
 
-    first: the first message that was sent, which a reply made here can answer.
+    first: the first message that was sent, which a reply made here can answer. versions: by client, of the model that it was sent;
+    starts: by reply.
     """
 
     bytes_down: int = 0
@@ -91,6 +97,8 @@ class Outcome:
     failed: dict[int, str] = field(default_factory=dict)
     missing: set[int] = field(default_factory=set)
     first: Message | None = None
+    versions: dict[int, int] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
 
     def take(self, reply: Message, client: int, refuse: Callable[[Message], str | None] | None = None) -> None:
         """Sort a reply; `client` is its sender. One from a real node that `refuse` finds fault with counts as a failure."""
@@ -104,20 +112,27 @@ class Outcome:
             return
         own = next(record for record in reply.content.values() if isinstance(record, MetricRecord))
         ids = flower.column(record, "id") or [client]
-        names = [name for name in record if name not in ("id", "failed", "reasons")] or list(own)
+        names = [name for name in record if name not in ("id", "failed", "reasons", flower.BYTES_UP)] or list(own)
         for position, one in enumerate(ids):
             self.metrics[int(one)] = {n: float(record[n][position] if record else own[n]) for n in names}  # type: ignore
-        for arrays in flower.arrays_of(reply.content).values():
-            self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
+        if flower.BYTES_UP in record:
+            self.bytes_up += int(sum(flower.column(record, flower.BYTES_UP)))
+        else:
+            for arrays in flower.arrays_of(reply.content).values():
+                self.bytes_up += flower.encoded_bytes(arrays) * len(ids)
         self.replies.append(reply)
+        self.starts.append(self.versions.get(int(ids[0]), 0))
 
-    def total(self, like: Params) -> Params:
-        """The sum of what was sent, where each reply is a sum already; zeros in the shapes of `like` where none came."""
+    def total(self, like: Params, scale: Callable[[int], float] = lambda version: 1.0) -> Params:
+        """The sum of what was sent, where each reply is a sum already; zeros in the shapes of `like` where none came.
+
+        scale: by which the updates of a version's model count, at most 1.
+        """
         total = {name: torch.zeros_like(array) for name, array in like.items()}
-        for reply in self.replies:
-            (record,) = flower.arrays_of(reply.content).values()
+        for reply, version in zip(self.replies, self.starts, strict=True):
+            (record,), factor = flower.arrays_of(reply.content).values(), scale(version)
             for name, array in flower.from_record(record).items():
-                total[name] += array
+                total[name] += array if factor == 1 else array * factor
         return total
 
     def columns(self, counted: bool = True) -> Row:

@@ -6,7 +6,7 @@ cohort, whatever the population. Where only some clients may still take part, th
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class Sampler(Protocol):
 
     def expected_size(self, num_clients: int) -> float:
         """How many clients take part in a round, on average."""
+
+    def larger(self, factor: float, num_clients: int) -> Sampler:
+        """One that asks so many times more clients (1: itself)."""
 
 
 class _Sized:
@@ -55,6 +58,14 @@ class _Sized:
                 "lower it, or raise population.num_clients"
             )
         return self.cohort_size
+
+    def larger(self, factor: float, num_clients: int) -> Self:
+        """One that asks so many times more clients, or all."""
+        return (
+            self
+            if factor == 1
+            else type(self)(fraction=min(1.0, factor * self.expected_size(num_clients) / num_clients))
+        )
 
 
 class FixedSampler(_Sized):
@@ -100,6 +111,10 @@ class AllSampler:
     def expected_size(self, num_clients: int) -> float:
         """The population."""
         return num_clients
+
+    def larger(self, factor: float, num_clients: int) -> AllSampler:
+        """There are no more."""
+        return self
 
 
 def round_half_up(value: float) -> int:

@@ -11,24 +11,30 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from fedsim import flower, rng
+from fedsim import flower
 from fedsim.algorithms import Algorithm
 from fedsim.algorithms.state import pack, strategy_state
 from fedsim.audit.base import Audit
+from fedsim.compression.base import Compression
+from fedsim.evaluating import Evaluator
+from fedsim.fleet.field import Field
+from fedsim.fleet.schedules import Choice, Schedule, Turn
+from fedsim.fleet.trips import FAILED, USED
 from fedsim.grids.base import SimulationGrid
-from fedsim.judging import Judge, tally_from
+from fedsim.judging import Judge
+from fedsim.merging import as_one_reply, merged
 from fedsim.nodes import Cohort, Nodes, converse, node_ids
 from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
-from fedsim.samplers import Sampler
+from fedsim.samplers import Sampler, round_half_up
 from fedsim.training.arrays import all_finite
-from fedsim.training.evaluation import across_clients, finite_or_none, join, metrics_of_tally
 from fedsim.types import FedsimError, Params
 
 
@@ -36,7 +42,8 @@ from fedsim.types import FedsimError, Params
 class Server:
     """The server of one run.
 
-    holders: clients that have held-out data. judge: of the central test split. on_round: called after each round,
+    holders: clients that have held-out data. judge: of the central test split. field: the devices on their clock. schedule: whose
+    work counts for a round. compression: of what devices are sent and send. on_round: called after each round,
     when `state` is whole. interruptible: the parts of a round in which Ctrl-C may break off; they change no state.
     """
 
@@ -51,6 +58,9 @@ class Server:
     holders: np.ndarray
     plan: EvaluationPlan
     judge: Judge
+    field: Field
+    schedule: Schedule
+    compression: Compression
     on_round: Callable[[Row], None] = lambda row: None
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
     timeout: float = 3600.0
@@ -63,6 +73,11 @@ class Server:
                 self.on_round(self.play_round(grid, nodes, self.state.round + 1, last))
 
     @property
+    def evaluator(self) -> Evaluator:
+        """Who judges its models."""
+        return Evaluator(self.algorithm.strategy, self.plan, self.judge, self.holders, self.seed, self.timeout)
+
+    @property
     def last_round(self) -> int:
         """The last round that there will be: the one asked for, or the last that the privacy budget pays for."""
         return self.state.round + self.protection.rounds_left(self.rounds - self.state.round)
@@ -70,23 +85,52 @@ class Server:
     def play_round(self, grid: Grid, nodes: Nodes, round: int, last: int) -> Row:
         """One round of `last`; `state` is the last round's until it is over, and this one's after."""
         start = time.perf_counter()
-        seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
-        cohort = self.sampler.cohort(seed, round, self.num_clients, eligible)
-        self.protection.charge(round, cohort)
-        outcome, arrays = self._learn(grid, nodes, round, cohort)
-        row: Row = {"round": round, "cohort_size": len(cohort), "aggregated": int(arrays is not self.state.arrays)}
+        turn = self.schedule.turn(round, self.field, self._choice(round))
+        self.protection.charge(round, turn.cohort)
+        outcome, arrays = self._learn(grid, nodes, round, turn)
+        row: Row = {"round": round, "cohort_size": len(turn.cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
+        row |= self._field_columns(turn, outcome)
         due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
         row["train_seconds"] = time.perf_counter() - start
         judged = Outcome()
         if due:
-            central, trained = Outcome(), self._trained(outcome)
-            row |= self._central(grid, nodes, round, arrays, trained, central)
-            row |= self._federated(grid, nodes, round, arrays, trained, judged)
-            outcome.failed |= central.failed | judged.failed
+            columns, judged = self.evaluator.row(grid, nodes, round, arrays, self._trained(outcome), self.interruptible)
+            row |= columns
+            outcome.failed |= judged.failed
         row["seconds"] = time.perf_counter() - start
         self._commit(grid, round, arrays, row, outcome, judged.metrics)
+        return row
+
+    def _choice(self, round: int) -> Choice:
+        """Who may be asked in this round."""
+        seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
+        drawn = self.sampler.larger(self.schedule.over_selection, self.num_clients)
+        return Choice(
+            draw=lambda among: drawn.cohort(seed, round, self.num_clients, among),
+            clients=np.arange(self.num_clients) if eligible is None else eligible,
+            blind=self.protection.sums,
+            size=max(1, round_half_up(self.sampler.expected_size(self.num_clients))),
+            seed=seed,
+        )
+
+    def _field_columns(self, turn: Turn, outcome: Outcome) -> Row:
+        """What the round cost in the field, and how old the models were whose updates it used."""
+        ended, used = turn.ended, turn.used
+        ended["outcome"][(ended["outcome"] == USED) & np.isin(ended["client"], list(outcome.failed))] = FAILED
+        self.field.record(ended)
+        row: Row = dict(self.field.costs(ended, turn.seconds))
+        if not self.field.modelled:
+            return row | {"num_dropped": None, "mean_staleness": None}
+        lost = ended["outcome"] != USED
+        row["bytes_down"] = round_half_up(ended["bytes_down"].sum())
+        row["bytes_up"] = outcome.bytes_up + round_half_up(ended["bytes_up"][lost].sum())
+        if outcome.metrics:
+            self.field.load.bytes_up = outcome.bytes_up / len(outcome.metrics)
+        version = self.state.round
+        row["num_dropped"] = int(lost.sum())
+        row["mean_staleness"] = float(np.mean(version - used["version"])) if len(used) else None
         return row
 
     def _trained(self, outcome: Outcome) -> np.ndarray | None:
@@ -95,13 +139,13 @@ class Server:
             return None
         return np.array(sorted(self.state.participations.keys() | outcome.metrics.keys()), dtype=np.int64)
 
-    def _learn(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> tuple[Outcome, Params]:
+    def _learn(self, grid: Grid, nodes: Nodes, round: int, turn: Turn) -> tuple[Outcome, Params]:
         """What came back of the cohort, and the server's arrays after it: those before it where nothing could be released."""
         ask = partial(converse, grid, nodes, self.timeout)
-        outcome = Outcome()
+        outcome, cohort = Outcome(), turn.cohort
         try:
-            self.protection.open_round(round, cohort, ask)
-            outcome = self._train(grid, nodes, round, cohort)
+            self.protection.open_round(round, turn.present, ask)
+            outcome = self._train(grid, nodes, round, turn)
             self.protection.close_round(round, np.array(sorted(outcome.metrics), dtype=np.int64), ask)
         except RoundAborted as error:
             outcome.failed |= dict.fromkeys(cohort.tolist(), f"the round was given up: {error}")
@@ -109,24 +153,20 @@ class Server:
             return outcome, self.state.arrays
         return outcome, self._aggregate(round, outcome)
 
-    def _train(self, grid: Grid, nodes: Nodes, round: int, cohort: np.ndarray) -> Outcome:
-        record = flower.to_record(self.state.arrays)
-        outcome = Outcome(bytes_down=flower.encoded_bytes(record) * len(cohort))
-        if len(cohort) == 0 and not self.protection.sums:  # an empty round is a round all the same
+    def _train(self, grid: Grid, nodes: Nodes, round: int, turn: Turn) -> Outcome:
+        """Train the clients whose work the round uses, each from the model that it was sent."""
+        sent, length = self._broadcast(round)
+        outcome = Outcome(bytes_down=length * turn.asked)
+        self.state.versions |= {self.state.round: sent}
+        used = turn.used
+        outcome.versions = dict(zip(used["client"].tolist(), used["version"].tolist(), strict=True))
+        if len(used) == 0 and not self.protection.sums:  # an empty round is a round all the same
             return outcome
-        weighted = self.algorithm.linear and not self.protection.sums
-        fold = getattr(self.algorithm.strategy, "weighted_by_key", "") if weighted else ""
-        config = ConfigRecord({"fold": fold, "server-round": round, **self.protection.broadcast()})
-        # Flower's strategies wait for ever on no one: an empty cohort is shown as one node, which is sent nothing
-        view = Cohort(grid, nodes.of(cohort) or [0])
-        messages = list(self.algorithm.strategy.configure_train(round, record, config, view))
-        if not messages:
-            raise FedsimError(
-                f"the strategy's configure_train asked none of the {len(cohort)} clients of round {round}; let it send a message "
-                "to each that the grid shows (strategy._target_)"
-            )
+        messages = []
+        for version in sorted(set(outcome.versions.values())) or [self.state.round]:
+            messages += self._messages(grid, nodes, version, used["client"][used["version"] == version])
         outcome.first = messages[0]
-        if len(cohort) == 0:
+        if len(used) == 0:
             return outcome
         asked = {nodes.client(message.metadata.dst_node_id) for message in messages}
         refuse = (
@@ -138,11 +178,43 @@ class Server:
         outcome.missing = asked - set(outcome.metrics) - set(outcome.failed)
         # under a mechanism one client's failure must not end the run, which would tell of it: noise alone is released
         if not outcome.replies and not (self.protection.sums and self.state.participations):
-            client, reason = next(iter(outcome.failed.items()), (int(cohort[0]), "it did not answer"))
+            client, reason = next(iter(outcome.failed.items()), (int(used["client"][0]), "it did not answer"))
             raise FedsimError(
-                f"all {len(cohort)} clients of round {round} failed; the first, client {client}, said: {reason}"
+                f"all {len(used)} clients of round {round} failed; the first, client {client}, said: {reason}"
             )
         return outcome
+
+    def _broadcast(self, round: int) -> tuple[Params, int]:
+        """The model as devices see it, and the bytes of it that each is sent."""
+        own, codec = self.state.arrays, self.compression
+        if codec.down is None:
+            return own, flower.encoded_bytes(flower.to_record(own))
+        message = codec.encode_model(own, self.seed, round)
+        return codec.decode_model(message, own), len(message)
+
+    def _messages(self, grid: Grid, nodes: Nodes, version: int, clients: np.ndarray) -> list[Message]:
+        """The strategy's messages to these clients, with the model that they were sent after round `version`."""
+        config = ConfigRecord({"fold": self._fold, "server-round": version + 1, **self.protection.broadcast()})
+        # Flower's strategies wait for ever on no one: an empty cohort is shown as one node, which is sent nothing
+        view = Cohort(grid, nodes.of(clients) or [0])
+        record = flower.to_record(self.state.versions[version])
+        messages = list(self.algorithm.strategy.configure_train(version + 1, record, config, view))
+        if not messages:
+            raise FedsimError(
+                f"the strategy's configure_train asked none of the {len(clients)} clients of round {version + 1}; let it send a "
+                "message to each that the grid shows (strategy._target_)"
+            )
+        return messages
+
+    @property
+    def _fold(self) -> str:
+        """The metric by which updates are weighted as they are summed; "" where they are not."""
+        weighted = self.algorithm.linear and not self.protection.sums
+        return str(getattr(self.algorithm.strategy, "weighted_by_key", "")) if weighted else ""
+
+    def _scale(self, version: int) -> float:
+        """By which updates of that version's model count now."""
+        return self.schedule.weight(self.state.round - version)
 
     def _refusal(self, reply: Message) -> str | None:
         """What is wrong with a real node's reply; None where nothing is."""
@@ -158,16 +230,21 @@ class Server:
 
     def _released(self, round: int, outcome: Outcome) -> Message:
         """The round as one reply: the server's arrays moved by the mean update that the mechanism lets out."""
-        mean = self._audited(outcome.total(self.sent()), round)
+        mean = self._audited(outcome.total(self.sent(), self._scale), round)
         own = self.state.arrays
-        moved = {
-            alias: (own[name].double() + mean[name].double()).to(flower.travels_as(own[name].dtype))
-            for alias, name in self.protection.moving.items()
-        }
-        record = flower.to_record(own | moved)
-        content = RecordDict({flower.ARRAYS: record, flower.METRICS: MetricRecord({flower.NUM_EXAMPLES: 1.0})})
+        moved = {alias: own[name].double() + mean[name].double() for alias, name in self.protection.moving.items()}
         assert outcome.first is not None
-        return Message(content, reply_to=outcome.first)
+        return as_one_reply(own, moved, outcome.first, flower.NUM_EXAMPLES)
+
+    def _merged(self, outcome: Outcome) -> Message:
+        """The round as one reply, where devices did not all begin at the server's own arrays."""
+        own, replies = self.state.arrays, zip(outcome.replies, outcome.starts, strict=True)
+
+        def bases(version: int) -> Params:
+            return own if self.schedule.mixes_models else self.state.versions[version]
+
+        assert outcome.first is not None
+        return as_one_reply(own, merged(own, replies, bases, self._scale, self._fold), outcome.first, self._fold)
 
     def _audited(self, total: Params, round: int) -> Params:
         """The mechanism's release, with the audit's canaries in the sum, where there are any, and its eyes on the result."""
@@ -186,6 +263,8 @@ class Server:
             outcome.replies = [self._released(round, outcome)]
         elif len(outcome.metrics) < self.algorithm.min_cohort:
             return self.state.arrays
+        elif self.schedule.mixes or self.compression.down is not None:
+            outcome.replies = [self._merged(outcome)]
         record, _ = self.algorithm.strategy.aggregate_train(round, outcome.replies)
         if record is None:
             return self.state.arrays
@@ -201,71 +280,6 @@ class Server:
                 f"round {round} gave a model with NaN or Inf, which is refused; lower client.lr or the strategy's step size"
             )
         return arrays
-
-    def _central(
-        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome
-    ) -> Row:
-        if trained is None:
-            return self._on_test_split(grid, arrays)
-        chosen = self._choose(trained, self.plan.local_models, round)
-        self._ask(grid, nodes, round, arrays, chosen, "test", judged)
-        return {name: _mean(judged.metrics, name) for name in ("accuracy", "loss")}
-
-    def _on_test_split(self, grid: Grid, arrays: Params) -> Row:
-        """Metrics on the central test split, by the nodes of a simulated grid in shards of it; the same bits in any number."""
-        if not isinstance(grid, SimulationGrid):
-            return self.judge.central(arrays)
-        record, shards = flower.to_record(arrays), self.judge.shards(grid.shards)
-        messages = [
-            Message(
-                RecordDict({flower.ARRAYS: record, flower.CONFIG: ConfigRecord({"start": start, "stop": stop})}),
-                number,
-                flower.EVALUATE_SHARD,
-            )
-            for number, (start, stop) in enumerate(shards)
-        ]
-        with self.interruptible():
-            replies = [
-                reply for reply in grid.send_and_receive(messages, timeout=self.timeout) if not reply.has_error()
-            ]
-        done = {r.metadata.src_node_id: tally_from(flower.arrays_of(r.content)[flower.TALLY]) for r in replies}
-        # what a node could not do is done here: it succeeds, or raises what is wrong
-        tallies = [done.get(number) or self.judge.shard(arrays, *rows) for number, rows in enumerate(shards)]
-        return metrics_of_tally(join(tallies))
-
-    def _federated(
-        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, trained: np.ndarray | None, judged: Outcome
-    ) -> Row:
-        holders = self.holders if trained is None else np.intersect1d(self.holders, trained)
-        self._ask(grid, nodes, round, arrays, self._choose(holders, self.plan.clients, round), "holdout", judged)
-        found = judged.metrics
-        row: Row = {"federated_loss": _mean(found, "loss"), "federated_clients": len(found)}
-        if accuracies := [metrics["accuracy"] for metrics in found.values() if "accuracy" in metrics]:
-            spread = across_clients(accuracies)
-            row["federated_accuracy"] = spread.pop("mean")
-            row |= {f"federated_accuracy_{name}": value for name, value in spread.items()}
-        return row
-
-    def _choose(self, clients: np.ndarray, number: int | None, round: int) -> np.ndarray:
-        if number is None or number >= len(clients):
-            return clients
-        draw = rng.numpy_generator(self.seed, round, rng.SERVER, "evaluation")
-        return np.sort(draw.choice(clients, size=number, replace=False))
-
-    def _ask(
-        self, grid: Grid, nodes: Nodes, round: int, arrays: Params, clients: np.ndarray, split: str, judged: Outcome
-    ) -> None:
-        """Gather clients' metrics on their held-out data or on the central test set."""
-        if len(clients) == 0:
-            return
-        record, config = flower.to_record(arrays), ConfigRecord({"split": split, "server-round": round})
-        view = Cohort(grid, nodes.of(clients))
-        messages = self.algorithm.strategy.configure_evaluate(round, record, config, view)
-        with self.interruptible():
-            for reply in grid.send_and_receive(list(messages), timeout=self.timeout):
-                judged.take(reply, nodes.client(reply.metadata.src_node_id))
-        if judged.replies:
-            self.algorithm.strategy.aggregate_evaluate(round, judged.replies)
 
     def _commit(
         self,
@@ -287,9 +301,26 @@ class Server:
             state.first_failure = f"{who} in round {round}: {reason}"
         state.client_metrics.update(client_metrics)
         state.strategy = strategy_state(self.algorithm.strategy)
-        state.privacy = pack("privacy", {"protection": self.protection.state(), "audit": self.audit.state()})
+        state.versions = {version: state.versions[version] for version in sorted(self.schedule.out())}
+        state.privacy = pack("privacy", self._remembered())
         if isinstance(grid, SimulationGrid):
             grid.states.commit()
+
+    def _remembered(self) -> dict[str, Any]:
+        """What the parts beside the strategy keep for the rounds to come."""
+        return {
+            "protection": self.protection.state(),
+            "audit": self.audit.state(),
+            "field": self.field.state(),
+            "schedule": self.schedule.state(),
+        }
+
+    def remember(self, remembered: dict[str, Any]) -> None:
+        """Put back what a checkpoint kept of them."""
+        self.protection.load_state(remembered["protection"])
+        self.audit.load_state(remembered["audit"])
+        self.field.load_state(remembered["field"])
+        self.schedule.load_state(remembered["schedule"])
 
 
 def make_server_app(server: Server) -> ServerApp:
@@ -301,11 +332,6 @@ def make_server_app(server: Server) -> ServerApp:
         server.run(grid)
 
     return app
-
-
-def _mean(found: dict[int, dict[str, float]], name: str) -> float | None:
-    values = [metrics[name] for metrics in found.values() if name in metrics]
-    return finite_or_none(float(np.mean(values))) if values else None
 
 
 def _as(given: Tensor, own: Tensor) -> Tensor:

@@ -97,10 +97,9 @@ class Session:
             client_metrics={int(client): metrics for client, metrics in progress["client_metrics"].items()},
             strategy=checkpoint.strategy,
             privacy=checkpoint.privacy,
+            versions=dict(checkpoint.versions),
         )
-        remembered = unpack(*checkpoint.privacy)
-        self.parts.server.protection.load_state(remembered["protection"])
-        self.parts.server.audit.load_state(remembered["audit"])
+        server.remember(unpack(*checkpoint.privacy))
         self._seconds_before, self._saved = progress["seconds"], progress["round"]
 
     def run(self, config: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -188,14 +187,14 @@ class Session:
     def _checkpoint(self) -> None:
         state = self.state
         checkpoint = Checkpoint(
-            state.arrays, self.grid.states.written(), state.strategy, state.privacy, self._progress()
+            state.arrays, self.grid.states.written(), state.strategy, state.privacy, self._progress(), state.versions
         )
         save_checkpoint(self.folder.checkpoints, state.round, checkpoint, self.keep)
         self._saved = state.round
 
     def _finish(self, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         state, population = self.state, self.parts.population
-        protection = self.parts.server.protection
+        protection, field = self.parts.server.protection, self.parts.server.field
         ledger = protection.ledger()
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
@@ -205,7 +204,9 @@ class Session:
         if epsilons is not None and self.parts.algorithm.pools_data:  # one client trains on everybody's examples
             epsilons = epsilons.repeat(population.num_holders)
         clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
-        self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence)
+        clients |= field.client_columns(population.num_holders)
+        trips = field.trips if field.modelled else None
+        self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence, trips)
         return summary
 
     def _audit(self, ledger: dict[str, Any]) -> dict[str, Any]:

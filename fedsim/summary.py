@@ -45,6 +45,9 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         "peak_memory_mb": peak_memory_mb(),
         "bytes_up": sum(row["bytes_up"] for row in state.rows),
         "bytes_down": sum(row["bytes_down"] for row in state.rows),
+        **{name: _total(state.rows, name) for name in ("simulated_seconds", "joules", "grams_co2")},
+        **_to_target(state.rows, parts.server.plan.target),
+        "fleet": parts.server.field.describe(),
         "device": parts.device.type,
         "execution": parts.execution,
         "num_parameters": parts.num_parameters,
@@ -66,6 +69,24 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         },
         "versions": versions(),
         "host": host(),
+    }
+
+
+def _total(rows: list[Row], name: str) -> float | None:
+    """Null where it is not modelled."""
+    return None if rows[0][name] is None else sum(row[name] for row in rows)
+
+
+def _to_target(rows: list[Row], target: float | None) -> dict[str, float | None]:
+    """What it took until the accuracy was evaluated at `target` or above, for the first time; null where it never was."""
+    reached = next(
+        (r for r in rows if target is not None and r["accuracy"] is not None and r["accuracy"] >= target), None
+    )
+    until = [] if reached is None else rows[: reached["round"]]
+    sums = {name: _total(until, name) if until else None for name in ("simulated_seconds", "joules", "bytes_up")}
+    return {
+        "rounds_to_target": None if reached is None else reached["round"],
+        **{f"{name}_to_target": value for name, value in sums.items()},
     }
 
 

@@ -22,6 +22,9 @@ from fedsim.algorithms import Algorithm
 from fedsim.audit import NoAudit
 from fedsim.build import build
 from fedsim.client import Devices, make_client_app
+from fedsim.compression import Uncompressed
+from fedsim.fleet.field import ideal_field
+from fedsim.fleet.schedules import Synchronous
 from fedsim.grids.inprocess import InProcessGrid
 from fedsim.privacy import Protection
 from fedsim.replies import Reply, Total
@@ -96,7 +99,7 @@ def through_our_server(algorithm: Algorithm, chunk_size: int) -> list[Params]:
     population = SimpleNamespace(device=torch.device("cpu"), training_data=None)
 
     def client_app(states):
-        return make_client_app(lambda: Devices(SaysRandomThings(), population, 1, Protection(), states))  # type: ignore[arg-type]
+        return make_client_app(lambda: Devices(SaysRandomThings(), population, 1, Protection(), Uncompressed(), states))  # type: ignore[arg-type]
 
     history: list[Params] = []
     server = Server(
@@ -110,6 +113,9 @@ def through_our_server(algorithm: Algorithm, chunk_size: int) -> list[Params]:
         num_clients=CLIENTS,
         holders=np.arange(0),
         plan=EvaluationPlan(every=10),
+        field=ideal_field(CLIENTS),
+        schedule=Synchronous(),
+        compression=Uncompressed(),
         judge=SimpleNamespace(shards=lambda number: [(0, 0)], shard=lambda arrays, start, stop: NOTHING),  # type: ignore[arg-type]
     )
     server.on_round = lambda row: history.append(server.state.arrays)

@@ -20,7 +20,6 @@ from fedsim.data.dataset import Dataset, Examples
 from fedsim.grids.base import evaluation_chunk
 from fedsim.judging import Judge
 from fedsim.nodes import Cohort, Nodes
-from fedsim.rounds import Outcome
 from fedsim.training.evaluation import (
     across_clients,
     expected_calibration_error,
@@ -176,7 +175,7 @@ def test_evaluation_follows_its_plan() -> None:
     assert all(
         (row["federated_loss"] is not None) == due for row, due in zip(made.server.state.rows, judged, strict=True)
     )
-    assert len(parts("evaluation.clients=3").server._choose(np.arange(8), 3, 1)) == 3
+    assert len(parts("evaluation.clients=3").server.evaluator.choose(np.arange(8), 3, 1)) == 3
 
 
 def test_without_held_out_rows_there_is_no_federated_accuracy(tmp_path: Path) -> None:
@@ -247,8 +246,8 @@ def test_central_evaluation_in_any_number_of_shards_gives_the_same_bits(kind: st
         grid = made.grid()
         grid_of = type("Sharded", (type(grid),), {"shards": shards})
         grid.__class__ = grid_of
-        assert server._on_test_split(grid, arrays) == whole, shards
-    assert server._on_test_split(Cohort(made.grid(), []), arrays) == whole  # a grid that is not ours: here
+        assert server.evaluator.on_test_split(grid, arrays) == whole, shards
+    assert server.evaluator.on_test_split(Cohort(made.grid(), []), arrays) == whole  # a grid that is not ours: here
     found = predict(made.model, dataset.test.x, dataset.test.y, dataset.task, 3, made.population.preprocess)
     at_once = metrics_of(found, dataset.num_outputs)
     assert {n: v for n, v in at_once.items() if v} == pytest.approx({n: v for n, v in whole.items() if v}, rel=1e-12)
@@ -284,7 +283,7 @@ def test_a_shard_goes_to_a_node_and_to_no_client() -> None:
     run_chunks = grid.run_chunks
     grid.on_progress = lambda done, asked: told.append((done, asked))
     grid.run_chunks = lambda chunks: (seen.extend(chunks), run_chunks(chunks))[1]  # type: ignore[method-assign]
-    made.server._on_test_split(grid, made.server.state.arrays)
+    made.server.evaluator.on_test_split(grid, made.server.state.arrays)
     assert not told and [message.metadata.message_type for message in seen] == [flower.EVALUATE_SHARD]
     assert sorted(seen[0].content) == ["arrays", "config"]
 
@@ -294,10 +293,10 @@ def test_a_shard_that_a_node_cannot_do_is_done_by_the_server() -> None:
     whole = made.server.judge.central(made.server.state.arrays)
     grid = made.grid()
     grid.run_chunks = lambda chunks: (flower.failure_reply(one, "no room") for one in chunks)  # type: ignore
-    assert made.server._on_test_split(grid, made.server.state.arrays) == whole
+    assert made.server.evaluator.on_test_split(grid, made.server.state.arrays) == whole
     made.population.dataset.test.y.fill_(3)  # there are 3 classes
     with pytest.raises((RuntimeError, IndexError), match="index 3 is out of bounds"):
-        made.server._on_test_split(made.grid(), made.server.state.arrays)
+        made.server.evaluator.on_test_split(made.grid(), made.server.state.arrays)
 
 
 def test_a_large_split_costs_a_small_reply() -> None:
@@ -327,8 +326,8 @@ def test_federated_evaluation_does_not_depend_on_the_chunks_of_training() -> Non
     found = []
     for size in (1, 3, 8):
         made = parts(f"grid.chunk_size={size}", "population.num_clients=40", "population.holdout=0.5")
-        judged = Outcome()
-        made.server._federated(made.grid(), Nodes(), 1, made.server.state.arrays, None, judged)
+        server = made.server
+        _, judged = server.evaluator.row(made.grid(), Nodes(), 1, server.state.arrays, None, server.interruptible)
         found.append(judged.metrics)
     assert found[0] == found[1] == found[2] and list(found[0]) == list(range(40))
     assert [evaluation_chunk(asked) for asked in (1, 16, 17, 1000)] == [1, 1, 2, 63]

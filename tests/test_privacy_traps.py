@@ -232,8 +232,8 @@ def test_7_noise_comes_before_the_optimiser() -> None:
 def sends_its_metrics(made: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = client_module.what_leaves
 
-    def chatty(protection, update, received, round, memory):  # type: ignore[no-untyped-def]
-        leaving = honest(protection, update, received, round, memory)
+    def chatty(devices, update, *others):  # type: ignore[no-untyped-def]
+        leaving = honest(devices, update, *others)
         assert isinstance(leaving, ClientUpdate)
         return leaving._replace(num_examples=update.num_examples, metrics=update.metrics)
 

@@ -55,6 +55,7 @@ def test_the_figures_are_drawn_large_and_not_blank(page: Path) -> None:
             "accuracy_vs_epsilon",
             "heat_map",
             "learning_curves",
+            "learning_curves_bytes",
             "client_accuracy",
             "client_classes",
         }
@@ -68,7 +69,7 @@ def test_the_figures_are_drawn_large_and_not_blank(page: Path) -> None:
 def test_the_page_is_whole_and_asks_for_nothing(page: Path) -> None:
     html = page.read_text()
     told = Page(html)
-    assert len(told.images) == 8 and all(one.startswith("data:image/png;base64,") for one in told.images)
+    assert len(told.images) == 9 and all(one.startswith("data:image/png;base64,") for one in told.images)
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(told.tags)
     assert not re.search(r"url\(|@import|https?:", told.style) and "default-src 'none'" in html
     assert not any(re.match(r"[a-z]+:|//", link) for link in told.links)
@@ -178,7 +179,7 @@ def test_time_and_energy_are_traded_where_they_exist(tmp_path: Path) -> None:
     costs_of_gains = {pair: shown for pair, shown in drawn.items() if pair[1] == "accuracy"}
     assert len(costs_of_gains) == 3 and all(costs_of_gains.values())
     assert len(drawn) == 6 and not any(shown for pair, shown in drawn.items() if pair not in costs_of_gains)
-    assert "10 clients is best in device time and in energy of devices at once." in no_trade(study)
+    assert "10 clients is best in simulated time and in energy of devices at once." in no_trade(study)
 
 
 @pytest.fixture

@@ -58,6 +58,11 @@ def open_run(folder: Path, clients: Sequence[int]) -> Source:
         raise FedsimError(
             f"{folder} has no federated model (strategy={summary['strategy']}); name a run in which clients trained one together"
         )
+    if parts.server.field.modelled:
+        raise FedsimError(
+            f"{folder} ran on devices that take time, so who took part cannot be told again from its configuration; name a run "
+            "with fleet=ideal"
+        )
     found = parts.population.dataset.fingerprint
     if found != summary["dataset"]["fingerprint"]:
         raise FedsimError(

@@ -2,7 +2,8 @@
 
 A grid only moves messages. The chunk is the unit of summing: it is cut from the cohort by the configuration alone, so
 where and in which order chunks are trained changes no bit of the result. Chunks that answer with a sum are added in their
-order as they come, and the server is shown one reply for all of them.
+order as they come, and the server is shown one reply for all of them; for all of each round, where clients were sent the
+models of several.
 """
 
 from __future__ import annotations
@@ -65,29 +66,28 @@ class SimulationGrid(Grid):
         """Let go of workers; a grid without any has nothing to do."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Run the messages' clients; replies come in the order of client ids, failures as Flower's error replies."""
-        ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
+        """Run the messages' clients; replies come in the order of rounds and client ids, failures as Flower's error replies."""
+        ordered = sorted(messages, key=lambda message: (_round(message), message.metadata.dst_node_id))
         for message in ordered:
             self._sent += 1
             flower.stamp(message, self._sent)
         kind = ordered[0].metadata.message_type if ordered else ""
         chunks = list(cut(ordered, evaluation_chunk(len(ordered)) if kind == MessageType.EVALUATE else self.chunk_size))
         replies: list[Message] = []
-        total: Total | None = None
+        totals: dict[int, Total] = {}
         done = 0
         with closing(self.run_chunks([self._to_node(chunk) for chunk in chunks])) as answers:
             for chunk in chunks:  # not by zip, which would keep each answer until the next one is there
                 reply = next(answers)
                 if reply.has_content() and flower.ARRAYS in reply.content:  # a sum: it is added, and let go
-                    total = total or Total(_fold(chunk), chunk[0])
-                    total.add(reply.content)
+                    totals.setdefault(_round(chunk[0]), Total(_fold(chunk), chunk[0])).add(reply.content)
                 replies += split_reply(chunk, reply)
                 del reply
                 done += len(chunk)
                 if kind != flower.EVALUATE_SHARD:  # which is for no client
                     self.on_progress(done, len(ordered))
             next(answers, None)  # it ends by itself; one that is closed has been broken off
-        return replies if total is None else [total.reply(), *replies]
+        return [*(total.reply() for total in totals.values()), *replies]
 
     def _to_node(self, chunk: Chunk) -> Message:
         """One message for all clients of a chunk; its content is the clients' own, plus the list of their ids."""
@@ -170,6 +170,11 @@ def split_reply(chunk: Chunk, reply: Message) -> list[Message]:
 def _fold(chunk: Chunk) -> str:
     """The metric by which a chunk's updates are weighted and summed; empty for none."""
     return str(flower.record_of(chunk[0].content, flower.CONFIG).get("fold", ""))
+
+
+def _round(message: Message) -> int:
+    """The round whose model a message carries; 0 where it says none."""
+    return int(flower.record_of(message.content, flower.CONFIG).get("server-round", 0))  # type: ignore[arg-type]
 
 
 def _row(record: ConfigRecord, client: int) -> ConfigRecord:

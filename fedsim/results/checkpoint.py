@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from fedsim.results.files import read_arrays, read_json, write_arrays, write_jso
 from fedsim.results.state_files import StateFiles, open_states
 from fedsim.types import FedsimError, Params
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Checkpoint(NamedTuple):
     """arrays: the server's. clients: state by client. strategy, privacy: see `algorithms/state.py`. progress: the rest, as JSON.
+    versions: earlier arrays that devices are still at work on, by round.
 
     Clients' states that are in files already are not copied, but linked; those of a checkpoint are read when asked for.
     """
@@ -32,6 +34,7 @@ class Checkpoint(NamedTuple):
     strategy: dict[str, Any]
     privacy: list[Any]
     progress: dict[str, Any]
+    versions: Mapping[int, Params] = MappingProxyType({})
 
 
 def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int) -> Path:
@@ -43,6 +46,8 @@ def save_checkpoint(folder: Path, round: int, checkpoint: Checkpoint, keep: int)
     write_arrays(temporary / "arrays.safetensors", checkpoint.arrays)
     strategy, privacy = (_take_arrays(part, remembered) for part in (checkpoint.strategy, checkpoint.privacy))
     write_arrays(temporary / "remembered.safetensors", remembered)
+    earlier = {f"{version}/{name}": a for version, held in checkpoint.versions.items() for name, a in held.items()}
+    write_arrays(temporary / "versions.safetensors", earlier)
     _write_states(temporary, checkpoint.clients)
     parts = {"format": FORMAT, "strategy": strategy, "privacy": privacy}
     write_json(temporary / "state.json", parts | checkpoint.progress)
@@ -81,13 +86,19 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise FedsimError(
             f"{what}: {path} is not a checkpoint of this fedsim's format {FORMAT}; start the experiment anew"
         )
-    arrays, remembered = (read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "remembered"))
+    arrays, remembered, earlier = (
+        read_arrays(path / f"{name}.safetensors", what) for name in ("arrays", "remembered", "versions")
+    )
+    versions: dict[int, Params] = {}
+    for key, array in earlier.items():
+        version, _, name = key.partition("/")
+        versions.setdefault(int(version) if version.isdigit() else -1, {})[name] = array
     clients = open_states(path, what)
     try:
         strategy, privacy = (_give_arrays(progress.pop(part), remembered) for part in ("strategy", "privacy"))
     except (KeyError, ValueError) as error:
         raise FedsimError(f"{what}: {path} is corrupt (its files do not fit each other); it cannot be used") from error
-    return Checkpoint(arrays, clients, strategy, privacy, progress)
+    return Checkpoint(arrays, clients, strategy, privacy, progress, versions)
 
 
 def _take_arrays(value: Any, into: Params) -> Any:

@@ -15,9 +15,11 @@ from fedsim.paths import whole
 from fedsim.results.finished import Run, read_run
 from fedsim.results.pictures.classes import client_classes
 from fedsim.results.pictures.clients import client_accuracy, participation
+from fedsim.results.pictures.devices import cost_curves, who_took_part
 from fedsim.results.pictures.learning import learning_curve, traffic
 from fedsim.results.pictures.privacy import privacy
-from fedsim.results.pictures.style import STYLE
+from fedsim.results.pictures.style import drawing, save
+from fedsim.results.pictures.timeline import timeline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,6 +29,9 @@ DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {
     "client_accuracy": client_accuracy,
     "client_classes": client_classes,
     "participation": participation,
+    "cost_curves": cost_curves,
+    "timeline": timeline,
+    "who_took_part": who_took_part,
     "traffic": traffic,
     "privacy": privacy,
     "audit_scores": audit_scores,
@@ -40,13 +45,9 @@ def write_plots(run_dir: Path, summary: dict[str, Any] | None = None) -> list[Pa
 
     summary: see `read_run`. A picture of an earlier writing that no longer has numbers is removed.
     """
-    import matplotlib
-
     run = read_run(run_dir, summary)
     written = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's matplotlibrc must not change what a run looks like
-        matplotlib.rcParams.update(STYLE)
+    with drawing():
         for name, draw in DRAWINGS.items():
             path = run_dir / "plots" / f"{name}.png"
             figure = draw(run)
@@ -54,6 +55,6 @@ def write_plots(run_dir: Path, summary: dict[str, Any] | None = None) -> list[Pa
                 path.unlink(missing_ok=True)
                 continue
             with whole(path) as temporary:
-                figure.savefig(temporary, format="png")
+                save(figure, temporary)
             written.append(path)
     return written

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.paths import whole
+from fedsim.results import device_words
 from fedsim.results.audit_words import evidence
 from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
@@ -27,6 +28,9 @@ CAPTIONS = {
     "client_classes": "Which client holds how much of which class",
     "participation": "How often clients took part, and when they failed",
     "traffic": "Bytes sent over rounds, and what they bought",
+    "timeline": "When each device downloaded, trained and uploaded, and where its work was lost",
+    "who_took_part": "Participation against data by kind of device, who never could, and why work was lost",
+    "cost_curves": "Accuracy against simulated time, bytes and the energy of devices",
     "privacy": "How ε was spent over rounds, what it bought, and how it differs between clients",
     "audit_scores": "How canaries that were in the run and canaries that were not scored in the audit",
     "lira_roc": "How well an attack tells training examples from others, against its false alarms",
@@ -66,7 +70,7 @@ def _view(run: Run) -> dict[str, Any]:
         "title": text(summary.get("experiment") or "fedsim run"),
         "subtitle": _subtitle(run),
         "alarm": promise.alarm(),
-        "story": story(run),
+        "story": " ".join(filter(None, (story(run), device_words.field_story(run)))),
         "headline": _headline(summary, promise),
         "plots": _plots(run),
         "gains": gains(summary),
@@ -74,7 +78,8 @@ def _view(run: Run) -> dict[str, Any]:
         "spread": spread(run),
         "participation": participation(run),
         "failures": failures(run),
-        "costs": _costs(summary) + _secure_aggregation(run),
+        "costs": _costs(summary) + device_words.cost_rows(run) + _secure_aggregation(run),
+        "field": _field(run),
         "privacy": promise.section(),
         "evidence": evidence(run.audit),
         "machine": _machine(summary),
@@ -106,7 +111,15 @@ def _subtitle(run: Run) -> str:
     parts = [text(summary.get(key)) for key in ("strategy", "model")]
     parts.append(text((summary.get("dataset") or {}).get("name")))
     parts.append(f"{text(summary.get('partition'))} partition, {cohort} of {clients} clients a round")
+    if compression := device_words.compression_of(summary):
+        parts.append(f"{compression} compression")
     return " · ".join([*parts, f"seed {text(summary.get('seed'))}"])
+
+
+def _field(run: Run) -> dict[str, Any]:
+    """What is told of the devices in the field; empty lists where none were modelled."""
+    kinds = device_words.by_kind(run)
+    return {"words": device_words.field_words(run), "kinds": kinds, "columns": device_words.KIND_COLUMNS}
 
 
 def _headline(summary: dict[str, Any], promise: Promise) -> list[tuple[str, str, str]]:
@@ -124,6 +137,7 @@ def _headline(summary: dict[str, Any], promise: Promise) -> list[tuple[str, str,
         ("Loss", number_text(summary.get("loss")), "last evaluation, test rows"),
         ("Privacy ε", *promise.tile()),
         ("Time", duration(summary.get("seconds")), f"on {text(summary.get('device'))}"),
+        *device_words.tile(summary),
         ("Traffic", _traffic(summary), "up and down, all clients"),
     ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.data.population import PACK, Population
+from fedsim.fleet.trips import OUTCOMES
 from fedsim.results.files import read_json, write_arrays, write_batches, write_json, write_table
 from fedsim.types import Params
 
@@ -54,8 +55,12 @@ class RunFolder:
         arrays: Params,
         population: Population,
         audit: dict[str, Any] | None = None,
+        trips: np.ndarray | None = None,
     ) -> None:
-        """Write everything, the pictures and the report too; an older summary (of fewer rounds) goes first."""
+        """Write everything, the pictures and the report too; an older summary (of fewer rounds) goes first.
+
+        trips: of devices that take time (`fleet.trips.TRIP`).
+        """
         self.summary.unlink(missing_ok=True)
         fingerprint = population.dataset.fingerprint
         write_arrays(self.path / "model.safetensors", arrays, {"dataset": fingerprint})
@@ -67,6 +72,8 @@ class RunFolder:
             lineage(population, asked),
             {"dataset": population.dataset.name, "fingerprint": fingerprint, "holdout": holdout_rule(population)},
         )
+        if trips is not None:
+            write_table(self.path / "dispatches.parquet", trip_columns(trips))
         write_json(self.path / "privacy.json", privacy)
         (self.path / "audit.json").unlink(missing_ok=True)  # of fewer rounds
         if audit:
@@ -94,6 +101,14 @@ def columns_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
         whole = all(isinstance(value, int) for value in values)
         columns[name] = pa.array(values, pa.int64() if whole else pa.float64())
     return columns
+
+
+def trip_columns(trips: np.ndarray) -> dict[str, Any]:
+    """dispatches.parquet: what became of each model that was sent; null where a lost device did not come so far."""
+    import pyarrow as pa
+
+    columns = {name: pa.array(np.ascontiguousarray(trips[name]), from_pandas=True) for name in trips.dtype.names or ()}
+    return columns | {"outcome": pa.array(np.array(OUTCOMES)[trips["outcome"]])}
 
 
 def client_columns(

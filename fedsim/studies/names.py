@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.results.formats import DASH, at_most, byte_unit, bytes_text, duration, known, number_text, percent
+from fedsim.results.units import carbon_text, energy_text, gram_unit, joule_unit, second_unit, time_text
 
 LABELS = {
     "name": "experiment",
@@ -53,6 +53,10 @@ FIRST = (
     "sampler._target_",
     "sampler.fraction",
     "sampler.cohort_size",
+    "fleet._target_",
+    "availability._target_",
+    "schedule._target_",
+    "compression._target_",
     "rounds",
     "client.lr",
     "client.epochs",
@@ -132,27 +136,18 @@ def _epsilon(value: Any) -> str:
     return at_most(value)
 
 
-def _joules(value: Any) -> str:
-    if not known(value):
-        return DASH
-    divisor, unit = _joule_unit(abs(value))
-    return f"{value / divisor:.3g} {unit}"
-
-
-def _joule_unit(joules: float) -> tuple[float, str]:
-    power = 0 if joules < 1000 else min(int(math.log10(joules) // 3), 3)
-    return 1000.0**power, ("J", "kJ", "MJ", "GJ")[power]
-
-
-def _second_unit(seconds: float) -> tuple[float, str]:
-    units = ((172_800.0, 86_400.0, "days"), (7_200.0, 3_600.0, "h"), (120.0, 60.0, "min"))
-    return next(((divisor, unit) for least, divisor, unit in units if seconds >= least), (1.0, "s"))
-
-
 def unit_of(measure: Measure, largest: float) -> tuple[float, str]:
     """The unit of an axis whose largest value is this: its size and its name, 1 and none where a measure has no unit."""
-    units = {"bytes": byte_unit, "joules": _joule_unit, "simulated_seconds": _second_unit, "seconds": _second_unit}
-    return units[measure.name](largest) if measure.name in units else (1.0, "")
+    return UNITS[measure.name](largest) if measure.name in UNITS else (1.0, "")
+
+
+UNITS: dict[str, Callable[[float], tuple[float, str]]] = {
+    "bytes": byte_unit,
+    "simulated_seconds": second_unit,
+    "joules": joule_unit,
+    "grams_co2": gram_unit,
+    "seconds": second_unit,
+}
 
 
 MEASURES = (
@@ -164,8 +159,9 @@ MEASURES = (
     Measure("federated.accuracy_worst10", "worst 10% of clients", "Worst 10%", True, percent),
     Measure("epsilon", "ε spent", "ε spent", False, _epsilon),
     Measure("bytes", "bytes sent", "Sent", False, bytes_text),
-    Measure("simulated_seconds", "device time", "Device time", False, duration),
-    Measure("joules", "energy of devices", "Energy", False, _joules),
+    Measure("simulated_seconds", "simulated time", "Simulated time", False, time_text),
+    Measure("joules", "energy of devices", "Energy", False, energy_text),
+    Measure("grams_co2", "carbon of devices", "Carbon", False, carbon_text),
     Measure("seconds", "time to simulate", "Time to simulate", None, duration),
 )
 BY_NAME = {measure.name: measure for measure in MEASURES}

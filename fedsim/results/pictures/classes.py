@@ -30,12 +30,13 @@ def client_classes(run: Run) -> Figure | None:
     title = f"{typical:.3g} of {counts.shape[1]} classes make up 90% of what the median client holds"
     everybody = len(counts) == len(run.users)
     if everybody and counts.shape[0] <= MAX_BUBBLE_CLIENTS and counts.shape[1] <= MAX_BUBBLE_CLASSES:
-        return _bubbles(title, counts, _class_names(run), run.users)
+        return _bubbles(title, counts, class_names(run), run.users)
     who = f"{len(counts):,} clients" + ("" if everybody else f" drawn by chance from {len(run.users):,}")
-    return _heat_map(title, counts, _class_names(run), who)
+    return _heat_map(title, counts, class_names(run), who)
 
 
-def _class_names(run: Run) -> list[str]:
+def class_names(run: Run) -> list[str]:
+    """What the classes that were counted are called, shortened where they are long."""
     assert run.class_counts is not None
     names = [str(name) for name in run.summary.get("dataset", {}).get("classes") or ()]
     if len(names) != run.class_counts.shape[1]:

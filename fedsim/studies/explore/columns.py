@@ -21,7 +21,8 @@ NAMES = ("experiment", "dataset.name", "partition", "model", "strategy", "seed")
 MAIN = (
     *("accuracy", "loss", "best_accuracy", "macro_f1", "ece", "epsilon", "delta", "noise_multiplier"),
     *("federated.accuracy_mean", "federated.accuracy_worst10", "bytes_up", "bytes_down", "seconds"),
-    *("simulated_seconds", "joules", "client_rounds_per_second", "peak_memory_mb", "num_clients", "rounds"),
+    *("simulated_seconds", "joules", "grams_co2", "client_rounds_per_second", "peak_memory_mb"),
+    *("num_clients", "rounds"),
 )
 """Figures in the order in which they are offered; all others follow by name."""
 

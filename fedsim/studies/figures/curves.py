@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from fedsim.results.pictures.style import round_axis
-from fedsim.studies.figures.marks import EndLabel, label_ends, measure_axis
+from fedsim.studies.figures.along import Along, over_costs, over_rounds
+from fedsim.studies.figures.marks import EndLabel, is_wide, label_ends, measure_axis
 from fedsim.studies.figures.style import FAINT, MOST_SERIES, Look, Series, series_of
 from fedsim.studies.names import sentence_case
-from fedsim.studies.statistics import half_width
 from fedsim.studies.study import Study
 from fedsim.studies.varied import Axis
 
@@ -34,24 +34,21 @@ class Panel(NamedTuple):
     lines: list[tuple[int, str, Series]]
 
 
-def learning_curves(study: Study, look: Look) -> Figure | None:
-    """The study's measure over rounds."""
-    curves = _curves(study)
+def learning_curves(study: Study, look: Look, along: Along | None = None) -> Figure | None:
+    """The study's measure over rounds, or along what was spent by then."""
+    curves = over_rounds(study) if along is None else over_costs(study, along)
     if curves is None:
         return None
     panels, color_axis = _panels(study, look)
-    figure, axes = look.figure(_title(study), len(panels), height=_height(look, len(panels)), columns=3)
+    figure, axes = look.figure(_title(study, along), len(panels), height=_height(look, len(panels)), columns=3)
     drawn = {cell for panel in panels for cell, _, _ in panel.lines}
     everything = curves["mean"].to_numpy()
-    rounds = curves.index.get_level_values("round")
-    first, last = float(rounds.min()), float(rounds.max())
     for panel, one in zip(panels, axes, strict=True):
         if len(panels) == 1:
             _grey(one, curves, [cell for cell in study.cells.index if cell not in drawn])
         for cell, label, series in panel.lines:
             _line(one, curves, cell, label, series)
-        round_axis(one)
-        one.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))  # points at the ends are whole
+        _across(one, curves, along)
         measure_axis(one, "y", study.measure, everything)
         if panel.title:
             one.set_title(panel.title, fontweight="bold")
@@ -63,33 +60,34 @@ def learning_curves(study: Study, look: Look) -> Figure | None:
             one.tick_params(labelleft=False)
         if number + 3 < len(axes):
             one.set_xlabel("")
-    _name_lines(figure, axes, panels, curves, color_axis)
+    _name_lines(figure, axes, panels, curves, color_axis, along is None)
     return figure
+
+
+def _across(axes: Axes, curves: pd.DataFrame, along: Along | None) -> None:
+    """The x axis: rounds, or a cost, logarithmic where some cells spend far more than others in all."""
+    places = curves.index.get_level_values(1).to_numpy(dtype=float)
+    first, last = float(places.min()), float(places.max())
+    if along is None:
+        round_axis(axes)
+        axes.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))  # points at the ends are whole
+        return
+    totals = curves.reset_index(level=1).groupby(level="cell")["cost"].max().to_numpy(dtype=float)
+    if is_wide(totals) and first > 0:
+        measure_axis(axes, "x", along.measure, places)
+    else:
+        measure_axis(axes, "x", along.measure, np.array([0.0, last]))
+        axes.set_xlim(0, 1.02 * last)
 
 
 def _height(look: Look, panels: int) -> float | None:
     return None if panels == 1 else (2.0 if look.paper else 2.9)
 
 
-def _title(study: Study) -> str:
+def _title(study: Study, along: Along | None) -> str:
     band = "; bands are 95% intervals over seeds" if study.most_seeds > 1 else "; one seed each"
-    return f"{sentence_case(study.measure.label)} while training{band}"
-
-
-def _curves(study: Study) -> pd.DataFrame | None:
-    """(cell, round) -> mean, low, high of the study's measure over seeds; None where fewer than two rounds were judged."""
-    rounds, name = study.tables.rounds, study.measure.name
-    if name not in rounds or "round" not in rounds:
-        return None
-    known = rounds.loc[rounds[name].notna(), ["run", "round", name]]
-    where = study.runs.set_index("run")[["cell", "seed"]]
-    known = known.assign(run=known["run"].astype(str)).join(where, on="run", how="inner")
-    if known["round"].nunique() < 2:
-        return None
-    by_seed = known.groupby(["cell", "round", "seed"], dropna=False)[name].mean()
-    found = by_seed.groupby(level=["cell", "round"]).agg(["mean", "std", "count"])
-    half = half_width(found["std"], found["count"])
-    return pd.DataFrame({"mean": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half})
+    over = "while training" if along is None else f"against {along.measure.label}"
+    return f"{sentence_case(study.measure.label)} {over}{band}"
 
 
 def _panels(study: Study, look: Look) -> tuple[list[Panel], Axis | None]:
@@ -151,7 +149,12 @@ def _grey(axes: Axes, curves: pd.DataFrame, cells: list[int]) -> None:
 
 
 def _name_lines(
-    figure: Figure, axes: list[Axes], panels: list[Panel], curves: pd.DataFrame, color_axis: Axis | None
+    figure: Figure,
+    axes: list[Axes],
+    panels: list[Panel],
+    curves: pd.DataFrame,
+    color_axis: Axis | None,
+    ends_together: bool,
 ) -> None:
     if len(panels) == 1:
         found = set(curves.index.get_level_values("cell"))
@@ -160,8 +163,9 @@ def _name_lines(
             for cell, label, series in panels[0].lines
             if cell in found
         ]
-        if max((len(one.text) for one in ends), default=0) > LONG:
-            axes[0].legend(loc="lower right")
+        if max((len(one.text) for one in ends), default=0) > LONG or (len(ends) > 1 and not ends_together):
+            rises = curves["mean"].iloc[-1] >= curves["mean"].iloc[0]
+            axes[0].legend(loc="lower right" if rises else "upper right")
         elif len(ends) > 1:
             label_ends(figure, axes[0], ends)
         return

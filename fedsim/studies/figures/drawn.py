@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedsim.paths import whole
 from fedsim.studies.figures.against import against, by_name
+from fedsim.studies.figures.along import ALONG
 from fedsim.studies.figures.clients import client_accuracy, client_classes
 from fedsim.studies.figures.curves import learning_curves
 from fedsim.studies.figures.heat import heat_map
@@ -56,6 +57,9 @@ def drawings(study: Study) -> Iterator[Drawing]:
         yield Drawing(name, "against", f"{measure} of each {axis.label}", partial(_by_name, key=axis.key))
     yield Drawing("heat_map", "against", f"{measure} by two numbers that were varied", heat_map)
     yield Drawing("learning_curves", "curves", f"{measure} over rounds", learning_curves)
+    for along in ALONG:
+        name, alt = f"learning_curves_{along.measure.name}", f"{measure} against {along.measure.label}"
+        yield Drawing(name, "curves", alt, partial(learning_curves, along=along))
     yield Drawing("client_accuracy", "clients", "How accuracy spreads over clients in each cell", client_accuracy)
     yield Drawing("client_classes", "classes", "Which client holds how much of which class", client_classes)
 

@@ -56,6 +56,8 @@ def measure_axis(
     label = f"{measure.label} ({unit})" if unit else measure.label
     if not measure.is_share and is_wide(values):
         _logarithmic(axes, which, float(np.nanmax(values) / np.nanmin(values)))
+        if not np.log10(divisor).is_integer() and ticks is None:  # round numbers of seconds are none of hours
+            ticks = _unit_ticks(float(np.nanmin(values)), float(np.nanmax(values)), divisor)
     elif unit:
         low, high = float(np.nanmin(values)) / divisor, float(np.nanmax(values)) / divisor
         margin = 0.3 * (high - low)  # the axis may still grow a little
@@ -65,6 +67,13 @@ def measure_axis(
         axis.set_major_locator(FixedLocator(list(ticks)))
     axis.set_label_text(label)
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(measure, value / divisor)))
+
+
+def _unit_ticks(low: float, high: float, unit: float) -> tuple[float, ...]:
+    """1, 2, 5, 10, ... of a unit around these values; of a wide range powers of ten alone."""
+    powers = 10.0 ** np.arange(np.floor(np.log10(low / unit)) - 1, np.ceil(np.log10(high / unit)) + 2)
+    steps = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    return tuple(float(unit * power * step) for power in powers for step in steps)
 
 
 def _tick(measure: Measure, value: float) -> str:
