@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
-from fedsim.build_field import make_compression, make_field, make_schedule
+from fedsim.build_field import check_sampler, make_compression, make_field, make_schedule
 from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
 from fedsim.client import Devices, make_client_app
 from fedsim.data.corruption import Corruption
@@ -91,6 +91,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     privacy, audit, logger = make_privacy(cfg), make(cfg.audit, "audit"), make(cfg.logger, "logger")
     grid: GridSettings = make(cfg.grid, "grid")
     schedule, compression = make_schedule(cfg, algorithm), make_compression(cfg, algorithm)
+    check_sampler(schedule, sampler)
     if not cfg.dry_run:
         grid.prepare(device)
     dataset = make(cfg.dataset, "dataset") if dataset_of is None else dataset_of(cfg.dataset)

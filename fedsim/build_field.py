@@ -20,6 +20,7 @@ from fedsim.fleet.work import count_work
 from fedsim.make import make
 from fedsim.models.build import made_up_batch
 from fedsim.privacy.base import Protection
+from fedsim.samplers import Sampler
 from fedsim.traffic import message_bytes
 from fedsim.training import LocalTraining, Trainer
 from fedsim.types import FedsimError
@@ -54,6 +55,15 @@ def make_schedule(cfg: DictConfig, algorithm: Algorithm) -> Schedule:
             f"schedule.buffer={schedule.buffer} is too small for this strategy, which needs {algorithm.min_cohort}; raise it"
         )
     return schedule
+
+
+def check_sampler(schedule: Schedule, sampler: Sampler) -> None:
+    """Refuse a sampler of one's own that cannot ask more clients than are waited for, where that is wanted."""
+    if schedule.over_selection > 1 and not hasattr(sampler, "larger"):
+        raise FedsimError(
+            f"schedule.over_selection={schedule.over_selection:g} needs a sampler that can ask for more clients; use sampler=fixed "
+            "or poisson, or give yours a method larger(factor, num_clients)"
+        )
 
 
 def make_compression(cfg: DictConfig, algorithm: Algorithm) -> Compression:

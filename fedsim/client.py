@@ -138,9 +138,8 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     protection.heed(config)
     received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     round = flower.column(config, "server-round")[0]
-    updates = devices.trainer.train(
-        received, clients, devices.population.training_data, partial(devices.state_of, states), round
-    )
+    data_of = partial(devices.population.training_data, round=round)
+    updates = devices.trainer.train(received, clients, data_of, partial(devices.state_of, states), round)
     reply = Reply(fold, protection.sums)
     for update in updates:
         if isinstance(update, ClientFailure) and protection.hides_failures:

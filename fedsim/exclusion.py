@@ -30,6 +30,10 @@ class WithoutClients:
         """The other sampler's: with it the chance of every remaining client, the noise and its denominator stay as they were."""
         return self.sampler.expected_size(num_clients)
 
+    def larger(self, factor: float, num_clients: int) -> WithoutClients:
+        """See Sampler."""
+        return WithoutClients(self.sampler.larger(factor, num_clients), self.clients.tolist())
+
 
 def without_clients(
     columns: Columns,

@@ -29,7 +29,7 @@ class Sampler(Protocol):
         """How many clients take part in a round, on average."""
 
     def larger(self, factor: float, num_clients: int) -> Sampler:
-        """One that asks so many times more clients (1: itself)."""
+        """One that asks so many times more clients; a sampler without it goes with no schedule.over_selection."""
 
 
 class _Sized:

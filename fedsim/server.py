@@ -106,7 +106,8 @@ class Server:
     def _choice(self, round: int) -> Choice:
         """Who may be asked in this round."""
         seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
-        drawn = self.sampler.larger(self.schedule.over_selection, self.num_clients)
+        more = self.schedule.over_selection
+        drawn = self.sampler if more == 1 else self.sampler.larger(more, self.num_clients)
         return Choice(
             draw=lambda among: drawn.cohort(seed, round, self.num_clients, among),
             clients=np.arange(self.num_clients) if eligible is None else eligible,

@@ -96,7 +96,7 @@ NOTHING = Tally(*(np.zeros(shape) for shape in (1, 1, 1, (1, 1), (3, 1))))
 
 def through_our_server(algorithm: Algorithm, chunk_size: int) -> list[Params]:
     """The server's arrays after each round."""
-    population = SimpleNamespace(device=torch.device("cpu"), training_data=None)
+    population = SimpleNamespace(device=torch.device("cpu"), training_data=lambda client, round: None)
 
     def client_app(states):
         return make_client_app(lambda: Devices(SaysRandomThings(), population, 1, Protection(), Uncompressed(), states))  # type: ignore[arg-type]

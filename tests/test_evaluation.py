@@ -132,7 +132,7 @@ def test_held_out_rows_never_train(tmp_path: Path) -> None:
     made = parts(*overrides)
     population, seen = made.population, {}
     original = population.training_data
-    population.training_data = lambda client: seen.setdefault(client, original(client))  # type: ignore[method-assign]
+    population.training_data = lambda client, round=1: seen.setdefault(client, original(client))  # type: ignore[method-assign]
     play(made)
     train = population.dataset.train
     everything = []

@@ -39,7 +39,7 @@ FLOORS: list[set[str]] = [
         "plan",
         "session",
     },
-    {"experiment", "build", "build_field", "make", "resolvers", "pairs", "forgetting", "serving"},
+    {"experiment", "build", "build_field", "make", "resolvers", "pairs", "finished", "forgetting", "serving"},
     {
         "arguments",
         "command",

@@ -90,8 +90,8 @@ class Population:
         mask[out] = True
         return rows[~mask], rows[mask]
 
-    def training_data(self, client: int) -> ClientData:
-        """What the client trains on; not to be changed in place."""
+    def training_data(self, client: int, round: int = 1) -> ClientData:
+        """What the client trains on, the same in every round; not to be changed in place."""
         return self._prepared.get(client, lambda: self._materialise(client, self.rows(client)[0], training=True))
 
     def holdout_data(self, client: int) -> ClientData:
@@ -166,7 +166,7 @@ class PooledPopulation(Population):
         parts = [super(PooledPopulation, self).training_data(client) for client in range(self.num_holders)]
         return torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
 
-    def training_data(self, client: int) -> ClientData:
+    def training_data(self, client: int, round: int = 1) -> ClientData:
         """Everybody's training rows, with each client's own corruption."""
         return ClientData(client, *self._pooled)
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedsim.build import build
 from fedsim.checks import require_int
-from fedsim.experiment import command_from
+from fedsim.finished import read_finished
 from fedsim.parts import Parts
-from fedsim.results.checkpoint import checkpoints
-from fedsim.results.files import read_json
 from fedsim.types import FedsimError
 
 
@@ -52,7 +50,7 @@ class Source:
 
 def open_run(folder: Path, clients: Sequence[int]) -> Source:
     """Read a finished run, and find what the clients touched. Raises FedsimError where there is nothing to forget."""
-    cfg, summary = _finished(folder)
+    cfg, summary = read_finished(folder)
     parts = build(cfg)
     if parts.algorithm.pools_data or not parts.algorithm.shares_model:
         raise FedsimError(
@@ -77,29 +75,6 @@ def open_run(folder: Path, clients: Sequence[int]) -> Source:
             f"{who} never took part in {folder}, so its model knows nothing of them; there is nothing to do"
         )
     return Source(folder, cfg, summary, parts, tuple(clients), sizes, touched)
-
-
-def _finished(folder: Path) -> tuple[DictConfig, dict[str, Any]]:
-    """The saved configuration and the summary."""
-    if not folder.is_dir():
-        raise FedsimError(f"{folder} is not there; give the folder of a finished run, as in runs/quickstart/...")
-    if not (folder / "summary.json").is_file():
-        if (folder / "multirun.yaml").is_file() or any(folder.glob("*/summary.json")):
-            raise FedsimError(f"{folder} is the folder of a sweep; name one of its runs, as in {folder / '0'}")
-        if checkpoints(folder / "checkpoints"):
-            again = command_from([f"resume={folder}"])
-            raise FedsimError(f"{folder} holds a run that was stopped; finish it first, with: {again}")
-        raise FedsimError(f"{folder} has no summary.json, so it is not a finished run; name the folder of one")
-    summary, path = read_json(folder / "summary.json", str(folder)), folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise FedsimError(f"{folder} has no .hydra/config.yaml, so its rounds cannot be repeated; restore that file")
-    try:
-        cfg = OmegaConf.load(path)
-    except Exception as error:  # YAML's errors, OmegaConf's and those of decoding have no base in common
-        raise FedsimError(f"{folder}: {path} is corrupt ({type(error).__name__}); restore that file") from error
-    if not isinstance(cfg, DictConfig) or not {"rounds", "sampler", "partition"} <= set(cfg):
-        raise FedsimError(f"{folder}: {path} is not the configuration of a run of fedsim; restore that file")
-    return cfg, summary
 
 
 def _check_clients(folder: Path, parts: Parts, clients: Sequence[int]) -> None:

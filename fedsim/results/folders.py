@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fedsim.types import FedsimError
 
-OWN = ("baselines", "checkpoints", "plots", "tensorboard", "wandb")
+OWN = ("baselines", "checkpoints", "export", "plots", "tensorboard", "wandb")
 """Folders of a run's own, below which no other run is looked for."""
 
 Paths = Iterable[Path | str] | Path | str

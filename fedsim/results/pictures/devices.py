@@ -217,7 +217,7 @@ def _left_out_panel(axes: Axes, devices: Devices) -> None:
     _name_rows(axes, [f"{name}\n({mine.sum():,} clients)" for name, mine in zip(devices.kinds, kinds, strict=True)])
     axes.set_xlim(0, min(max(1.15 * before.max(), 0.05), 1.0))
     _share_axis(axes)
-    axes.set_xlabel("share of the kind's examples that never count")
+    axes.set_xlabel("share of the kind's examples")
     _legend_above(axes)
 
 
