@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.privacy_accuracy.results import renewed
-from experiments.study_tables import SIZES, STUDIES, Study, costs_of, grid_of, markdown, runs_of
+from experiments.study_list import ACCURACY, SIZES, STUDIES, Study
+from experiments.study_tables import costs_of, grid_of, markdown, runs_of
 from fedsim.paths import whole
 from fedsim.studies.names import label_of
 from fedsim.types import FedsimError
@@ -55,7 +56,23 @@ def busy_minutes(runs: pd.DataFrame) -> float:
 FIRST = ("size", "experiment", "seed", "num_clients")
 KEPT = (
     *("rounds", "cohort_size", "accuracy", "best_accuracy", "loss", "macro_f1", "federated.accuracy_mean"),
-    *("federated.accuracy_worst10", "epsilon", "noise_multiplier", "bytes_up", "seconds", "command"),
+    *(
+        "federated.accuracy_worst10",
+        "epsilon",
+        "noise_multiplier",
+        "bytes_up",
+        "simulated_seconds",
+        "joules",
+        "grams_co2",
+    ),
+    *(
+        "rounds_to_target",
+        "simulated_seconds_to_target",
+        "joules_to_target",
+        "bytes_up_to_target",
+        "seconds",
+        "command",
+    ),
 )
 """Columns of results.csv, beside the keys that the study varies."""
 
@@ -111,11 +128,18 @@ def keep_figures(study: Study, runs: pd.DataFrame, size: str, folder: Path) -> N
 
 def draw(study: Study, runs: pd.DataFrame, path: Path) -> None:
     """The study's table as a picture."""
-    from experiments.study_figure import figure
+    from experiments.study_figure import figure, scatter
 
-    across = label_of(study.rows)
+    grid, names = grid_of(study, runs), study.rows.endswith("_target_")
+    across = study.measures[1].heading if names else label_of(study.rows)
     title = f"Test accuracy against {across}; bars are 95% intervals over seeds"
-    figure(grid_of(study, runs), title, across).savefig(path, format="png", dpi=130)
+    if names:
+        drawn = scatter(grid, title, across, ACCURACY.heading)
+    else:
+        once = {measure.heading for measure in study.once}
+        accuracy = {row: {head: mean for head, mean in of.items() if head not in once} for row, of in grid.items()}
+        drawn = figure(accuracy, title, across)
+    drawn.savefig(path, format="png", dpi=130)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A study's table as a picture: a line a column, with its intervals; nothing is averaged that the table tells apart."""
+"""A study's table as a picture, with its intervals: a line a column, or a point a name; nothing is averaged that it tells apart."""
 
 from __future__ import annotations
 
@@ -46,6 +46,29 @@ def figure(grid: Grid, title: str, across: str) -> Figure:
         axes.set_xlabel(across)
         axes.set_ylabel("test accuracy")
         axes.legend(loc="best")
+    return made
+
+
+def scatter(grid: Grid, title: str, across: str, up: str) -> Figure:
+    """Rows that are names: a point each, by two columns; one that is told by nothing is left out.
+
+    title: above all. across, up: the headings of the two columns.
+    """
+    import matplotlib as mpl
+
+    points = {name: (row[across].mean, row[up]) for name, row in grid.items() if across in row and up in row}
+    with mpl.rc_context(STYLE):
+        made, (axes,) = figure_of(title, 1)
+        for name, (x, mean) in points.items():
+            axes.errorbar(x, mean.mean, yerr=mean.half or 0.0, color=BLUE, marker="o", capsize=2.5)
+            axes.annotate(name, (x, mean.mean), xytext=(5, 3), textcoords="offset points", parse_math=False)
+        places = [x for x, _ in points.values()]
+        if min(places) > 0 and max(places) >= 10 * min(places):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        axes.margins(x=0.08)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
     return made
 
 

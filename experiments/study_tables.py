@@ -1,4 +1,4 @@
-"""The ready studies, and the tables of what their sweeps found."""
+"""The tables of what the sweeps of the ready studies found."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from experiments.study_list import WORDS, Measure, Study
 from fedsim.results.formats import DASH
 from fedsim.results.store import read
 from fedsim.studies.names import label_of, missing, target_name, value_text
@@ -18,78 +19,6 @@ from fedsim.types import FedsimError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SIZES = ("small", "full")
-
-
-class Measure(NamedTuple):
-    """What a table tells. name: of the runs' table. scale: what is shown is so many times that. exact: seeds hardly differ."""
-
-    name: str
-    heading: str
-    digits: int = 3
-    scale: float = 1.0
-    exact: bool = False
-
-
-ACCURACY = Measure("accuracy", "test accuracy")
-WORST = Measure("federated.accuracy_worst10", "clients' worst tenth")
-SENT = Measure("bytes_up", "MB sent by clients", 1, 1e-6, exact=True)
-
-
-class Study(NamedTuple):
-    """A ready study.
-
-    experiments: of conf/experiment/. rows, columns: configuration keys that the table is laid out by, several beside each
-    other in one heading. figures: of its report, that are kept; `table` is its table drawn. also: further keys in which its
-    runs may differ.
-    reference: the heading that all others are compared with.
-    """
-
-    experiments: tuple[str, ...]
-    rows: str
-    columns: tuple[str, ...]
-    figures: tuple[str, ...]
-    measures: tuple[Measure, ...] = (ACCURACY,)
-    also: tuple[str, ...] = ()
-    reference: str = ""
-
-
-STUDIES = {
-    "client_scaling": Study(
-        ("client_scaling", "client_scaling_per_client"), "population.num_clients", ("name",), ("accuracy_vs_clients",)
-    ),
-    "privacy_vs_clients": Study(
-        ("privacy_vs_clients",),
-        "population.num_clients",
-        ("privacy.epsilon",),
-        ("pareto_accuracy_epsilon", "accuracy_vs_clients"),
-        also=("privacy._target_",),
-        reference="no privacy",
-    ),
-    "heterogeneity": Study(("heterogeneity",), "partition.alpha", ("strategy._target_", "client.lr"), ("table",)),
-    "participation": Study(
-        ("participation",),
-        "sampler.cohort_size",
-        (),
-        ("accuracy_vs_cohort_size", "pareto_accuracy_bytes"),
-        (ACCURACY, WORST, SENT),
-    ),
-    "label_noise": Study(
-        ("label_noise",),
-        "corruption.label_noise",
-        ("strategy._target_", "client.epochs"),
-        ("table",),
-    ),
-}
-WORDS = {
-    "client_scaling": "the same data over all",
-    "client_scaling_per_client": "as much data each",
-    "fedavg": "FedAvg",
-    "fedavgm": "FedAvgM",
-    "fedmedian": "median",
-}
-"""What values are called."""
 
 
 class Mean(NamedTuple):
@@ -141,34 +70,48 @@ def grid_of(study: Study, runs: pd.DataFrame) -> Grid:
 
 
 def costs_of(study: Study, runs: pd.DataFrame) -> Grid:
-    """How much less than the reference each column has, seed by seed; nothing where a study has none, or it was not run."""
+    """Every column against the reference, or every row against the baseline, seed by seed: how much less it has, or by what
+    factor. Nothing where a study has neither, or it was not run."""
+    found = _by_seed(study, runs)
+    baseline = found.pop(study.baseline, {})
     grid: Grid = {}
-    for row, of_row in _by_seed(study, runs).items():
-        if study.reference not in of_row:
-            continue
-        _, reference = of_row.pop(study.reference)
+    for row, of_row in found.items():
+        column = of_row.pop(study.reference, None)
         for heading, (measure, values) in of_row.items():
-            if len(less := (reference - values).dropna().to_numpy(float)):
-                grid.setdefault(row, {})[heading] = _mean(less, measure)
+            against = column or baseline.get(heading)
+            if against is None or against[0] != measure:
+                continue
+            pairs = values / against[1] if measure.ratio else against[1] - values
+            if len(known := pairs.dropna().to_numpy(float)):
+                grid.setdefault(row, {})[heading] = _mean(known, measure._replace(digits=3))
     return grid
 
 
 def _by_seed(study: Study, runs: pd.DataFrame) -> dict[str, dict[str, tuple[Measure, pd.Series]]]:
-    """By row, by column: what is told there, and its value for each seed, at least one."""
-    keys = [_values(runs, key) for key in study.columns]
+    """By row, by column: what is told there, and its value for each seed, at least one; nothing that a seed does not tell."""
+    rows, keys = _values(runs, study.rows), [_values(runs, key) for key in study.columns]
     found: dict[str, dict[str, tuple[Measure, pd.Series]]] = {}
-    for value in _ordered(runs[f"config.{study.rows}"]):
-        row = found.setdefault(value_text(value), {})
+    for value in _ordered(rows):
+        own = rows == value
+        row = found.setdefault(WORDS.get(value) or value_text(value), {})
         for place in _places(keys):
-            chosen = runs[f"config.{study.rows}"] == value
+            chosen = own.copy()
             for column, wanted in zip(keys, place, strict=True):
                 chosen &= column == wanted
             words = [_word(key, wanted) for key, wanted in zip(study.columns, place, strict=True)]
             for measure in study.measures:
-                values = runs.loc[chosen].groupby("seed")[measure.name].mean().dropna().astype(float)
-                if len(values):
-                    row[", ".join(words) or measure.heading] = (measure, values * measure.scale)
+                several = [measure.heading] if len(study.measures) > 1 or not words else []
+                _tell(row, ", ".join([*words, *several]), measure, runs[chosen])
+        for measure in study.once:
+            _tell(row, measure.heading, measure, runs[own])
     return found
+
+
+def _tell(row: dict[str, tuple[Measure, pd.Series]], heading: str, measure: Measure, runs: pd.DataFrame) -> None:
+    """What these runs say of a measure, the mean of each seed; a mean over the seeds that reached a target would flatter."""
+    values = runs.groupby("seed")[measure.name].agg(lambda one: one.mean(skipna=False)).astype(float)
+    if len(values) and values.notna().all():
+        row[heading] = (measure, values * measure.scale)
 
 
 def _places(keys: list[pd.Series]) -> list[tuple[Any, ...]]:
@@ -216,13 +159,12 @@ def markdown(study: Study, grid: Grid) -> str:
     return "\n".join(lines) + "\n"
 
 
-def stated(readme: Path, size: str) -> Grid:
-    """What a study's README states at this size, read back from its table; empty where nothing is filled in."""
-    block = re.search(
-        rf"<!-- table {size} -->\n(.*?)<!-- end of table {size} -->", readme.read_text(encoding="utf-8"), re.DOTALL
-    )
+def stated(readme: Path, size: str, what: str = "table") -> Grid:
+    """What a study's README states at this size, read back from its table (or cost); empty where nothing is filled in."""
+    marks = rf"<!-- {what} {size} -->\n(.*?)<!-- end of {what} {size} -->"
+    block = re.search(marks, readme.read_text(encoding="utf-8"), re.DOTALL)
     if block is None:
-        raise FedsimError(f"{readme} has no marks for a table of size={size}")
+        raise FedsimError(f"{readme} has no marks for a {what} of size={size}")
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in block[1].splitlines() if line[:1] == "|"]
     return {
         name: {head: mean for head, cell in zip(lines[0][1:], cells, strict=True) if (mean := _parsed(cell))}
@@ -231,5 +173,5 @@ def stated(readme: Path, size: str) -> Grid:
 
 
 def _parsed(cell: str) -> Mean | None:
-    found = re.fullmatch(r"([\d.,]+) ± ([\d.]+)", cell)
+    found = re.fullmatch(r"(-?[\d.,]+) ± ([\d.]+)", cell)
     return Mean(float(found[1].replace(",", "")), float(found[2]), len(found[1].partition(".")[2])) if found else None

@@ -15,12 +15,11 @@ from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
 from fedsim.build_field import check_sampler, make_compression, make_field, make_schedule
+from fedsim.build_population import build_population, make_online
 from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
 from fedsim.client import Devices, make_client_app
-from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
-from fedsim.data.partition import Columns, Partition
-from fedsim.data.population import PooledPopulation, Population
+from fedsim.data.population import Population
 from fedsim.fleet.schedules import Schedule
 from fedsim.grids.settings import GridSettings
 from fedsim.judging import Judge
@@ -139,12 +138,13 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     field = make_field(cfg, algorithm, population, trainer, protection, compression)
     schedule.check(field, cohort)
     chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
+    start = {name: array.detach().cpu().clone() for name, array in model_arrays(model).items()}
     server = Server(
         algorithm=algorithm,
         sampler=sampler,
         protection=protection,
         audit=audit,
-        state=ServerState({name: array.detach().cpu().clone() for name, array in model_arrays(model).items()}),
+        state=ServerState(start),
         seed=cfg.seed,
         rounds=cfg.rounds,
         num_clients=population.num_clients,
@@ -154,6 +154,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
         field=field,
         schedule=schedule,
         compression=compression,
+        online=make_online(cfg, population, evaluation, start),
     )
     return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid, chunk_size)
 
@@ -201,34 +202,6 @@ def make_privacy(cfg: DictConfig) -> Any:
 def privacy_name(cfg: DictConfig) -> str:
     """As a user types it."""
     return cfg.privacy._target_.rsplit(".", 1)[-1].removesuffix("Privacy").lower()
-
-
-def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
-    """Who holds what: rows that are kept, divided among clients."""
-    require_number("population.holdout", cfg.population.holdout, low=0, below=1)
-    if cfg.population.num_clients is not None:
-        require_int("population.num_clients", cfg.population.num_clients, low=1)
-    corruption: Corruption = make(cfg.corruption, "corruption")
-    corruption.check(dataset.preprocess(dataset.one_row[0]).is_floating_point(), dataset.task)
-    columns, kept = columns_of(dataset), None
-    if corruption.class_imbalance != 1:
-        kept = corruption.keep_rows(np.asarray(columns.label), len(dataset.classes), cfg.seed)
-        columns = columns.take(kept)
-    partition: Partition = make(cfg.partition, "partition")(columns, cfg.population.num_clients, cfg.seed)
-    if kept is not None:
-        partition = Partition(partition.offsets, kept[np.asarray(partition.rows)])
-    kind = PooledPopulation if algorithm.pools_data else Population
-    cache_mb = require_int("population.cache_mb", cfg.population.cache_mb, low=0)
-    return kind(dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
-
-
-def columns_of(dataset: Dataset) -> Columns:
-    """What a partition may look at; lines of text have no label but their speaker."""
-    train = dataset.train
-    label = train.label
-    if dataset.task == "next_token":
-        label = train.owner if train.owner is not None else np.zeros(len(train), dtype=np.int64)
-    return Columns(label, train.owner, train.time)
 
 
 def make_model(cfg: DictConfig, dataset: Dataset) -> nn.Module:

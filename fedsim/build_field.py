@@ -21,6 +21,7 @@ from fedsim.make import make
 from fedsim.models.build import made_up_batch
 from fedsim.privacy.base import Protection
 from fedsim.samplers import Sampler
+from fedsim.streams.population import StreamedPopulation
 from fedsim.traffic import message_bytes
 from fedsim.training import LocalTraining, Trainer
 from fedsim.types import FedsimError
@@ -123,6 +124,8 @@ def load_of(population: Population, trainer: Trainer, protection: Protection, co
     x, y = made_up_batch(population.dataset, 6)
     work = count_work(trainer.model, trainer.objective, settings, x, y, private)
     sizes = population.partition.sizes - population.holdout_sizes
+    if isinstance(population, StreamedPopulation):  # a device's memory, when it is full
+        sizes = np.minimum(sizes, population.stream.arrivals.most_held)
 
     def passes(clients: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(n,) batch, steps, and examples gone through, each as often as it is used."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -111,6 +113,10 @@ def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
     @app.evaluate(flower.SHARD)
     def evaluate_shard(message: Message, context: Context) -> Message:
         return _evaluate_shard(devices(), message)
+
+    @app.evaluate(flower.STREAM)
+    def evaluate_stream(message: Message, context: Context) -> Message:
+        return _evaluate_stream(devices(), message, context)
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -260,3 +266,31 @@ def _evaluate_shard(devices: Devices, message: Message) -> Message:
     tally = devices.judge.shard(received, flower.column(rows, "start")[0], flower.column(rows, "stop")[0])
     metrics = MetricRecord({flower.NUM_EXAMPLES: float(tally.size.sum())})
     return Message(RecordDict({flower.TALLY: tally_record(tally), flower.METRICS: metrics}), reply_to=message)
+
+
+def _evaluate_stream(devices: Devices, message: Message, context: Context) -> Message:
+    """What comes to each client in a round, target by target, under the model that it has before it trains."""
+    clients, _, chunked = _addressed(message, context)
+    round = flower.column(flower.record_of(message.content, flower.CONFIG), "server-round")[0]
+    received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
+    judge, states = devices.judge, devices.states_of(context)
+    rows: dict[int, dict[str, float]] = {}
+    failures: list[ClientFailure] = []
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for client in clients:
+        try:
+            arrays = devices.trainer.client_half.initial(received, devices.state_of(states, client))
+            found.append(judge.arriving(client, round, arrays))
+        except Exception as error:  # what one client's data raise must not silence the others
+            if not chunked:
+                raise
+            failures.append(ClientFailure.of(client, error))
+            continue
+        rows[client] = {flower.NUM_EXAMPLES: len(found[-1][0])}
+    losses, hits = (np.concatenate([one[part] for one in found]) if found else np.empty(0) for part in (0, 1))
+    targets = flower.exact_record({"losses": torch.from_numpy(losses), "hits": torch.from_numpy(hits)})
+    metrics = MetricRecord({flower.NUM_EXAMPLES: float(len(losses))})
+    content = RecordDict({flower.TALLY: targets, flower.METRICS: metrics})
+    if chunked:
+        content[flower.CLIENTS] = vectors(rows, failures)
+    return Message(content, reply_to=message)

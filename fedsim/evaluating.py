@@ -24,7 +24,9 @@ from fedsim.types import Params
 class Evaluator:
     """Judges models by `plan`.
 
-    judge: of the central test split. holders: clients that have held-out data. seed: the run's.
+    judge: of the central test split. holders: clients that have held-out data. seed: the run's. concept: of a round, how far data
+    have drifted by then; None where they do not. The test split is then that of the concept that holds, and the old one's accuracy
+    is told beside it: what was forgotten of it.
     """
 
     strategy: Strategy
@@ -33,6 +35,7 @@ class Evaluator:
     holders: np.ndarray
     seed: int
     timeout: float
+    concept: Callable[[int], float] | None = None
 
     def row(
         self,
@@ -97,10 +100,18 @@ class _Asked:
 
     def central(self, trained: np.ndarray | None, judged: Outcome) -> Row:
         """On the test split: of the shared model, or the mean over some clients' own."""
+        if trained is None and self.evaluator.concept is not None:
+            return self._in_concepts(self.evaluator.concept(self.round))
         if trained is None:
             return self.evaluator.on_test_split(self.grid, self.arrays, self.interruptible)
         self._ask(self.evaluator.choose(trained, self.evaluator.plan.local_models, self.round), "test", judged)
         return {name: _mean(judged.metrics, name) for name in ("accuracy", "loss")}
+
+    def _in_concepts(self, amount: float) -> Row:
+        judge = self.evaluator.judge
+        now = judge.in_concept(self.arrays, amount)
+        old = now if amount == 0 else judge.in_concept(self.arrays, 0.0)
+        return {**now, "old_concept_accuracy": old["accuracy"]}
 
     def federated(self, trained: np.ndarray | None, judged: Outcome) -> Row:
         """On the clients' held-out data."""

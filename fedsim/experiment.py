@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 BASELINES = ("central", "local_only")
 PLAIN = {
-    **dict.fromkeys(("logger", "privacy", "audit", "compression"), "none"),
+    **dict.fromkeys(("logger", "privacy", "audit", "compression", "streams", "drift", "detector", "response"), "none"),
     "fleet": "ideal",
     "availability": "always",
     "schedule": "synchronous",

@@ -40,6 +40,10 @@ SHARD = "shard"
 EVALUATE_SHARD = f"evaluate.{SHARD}"
 """Action and type of a message to whichever simulated node: it evaluates a shard of the central test split, for no client."""
 
+STREAM = "stream"
+EVALUATE_STREAM = f"evaluate.{STREAM}"
+"""Action and type of a message to clients: they judge the model on what comes to them in a round, before they train on it."""
+
 TALLY = "tally"
 """Record of the reply to it: sums that metrics are read off, see training/evaluation.py."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from fedsim import flower
 from fedsim.data.population import Population
+from fedsim.streams.population import StreamedPopulation
 from fedsim.training.arrays import load_arrays
 from fedsim.training.evaluation import (
     SECTION,
@@ -91,6 +92,28 @@ class Judge:
         dataset, preprocess = self.population.dataset, self.population.preprocess
         x, y = dataset.test.x[start:stop], dataset.test.y[start:stop]
         return tally_batches(self.model, x, y, dataset.task, dataset.num_outputs, self.batch_size, preprocess)
+
+    def in_concept(self, arrays: Params, amount: float) -> dict[str, float | None]:
+        """Metrics on the central test split as a drift by `amount` leaves it."""
+        assert isinstance(self.population, StreamedPopulation)
+        load_arrays(self.model, arrays)
+        dataset, (x, y) = self.population.dataset, self.population.test_split(amount)
+        return metrics_of_tally(
+            tally_batches(self.model, x, y, dataset.task, dataset.num_outputs, self.batch_size, None)
+        )
+
+    def arriving(self, client: int, round: int, arrays: Params) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) losses and (n,) hits, 1 or 0 (NaN in a regression), of the client's targets that come in this round."""
+        assert isinstance(self.population, StreamedPopulation)
+        load_arrays(self.model, arrays)
+        data = self.population.arriving_data(client, round)
+        if len(data.x) == 0:
+            return np.empty(0), np.empty(0)
+        found = predict(self.model, data.x, data.y, self.population.dataset.task, self.batch_size)
+        losses = found.loss.double().numpy()
+        if found.target is None or found.predicted is None:
+            return losses, np.full(len(losses), np.nan)
+        return losses, (found.predicted == found.target).double().numpy()
 
     def _data(self, client: int, split: str) -> ClientData:
         if split == "holdout":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.parts import Parts
+from fedsim.streams.account import warnings
 from fedsim.traffic import message_bytes
 from fedsim.training.arrays import model_arrays
 
@@ -62,6 +63,8 @@ def warnings_of(parts: Parts) -> list[str]:
     cohort = server.sampler.expected_size(server.num_clients)
     moving = {name: server.state.arrays[name].shape for name in dict.fromkeys(server.protection.moving.values())}
     words = server.compression.notes(moving)
+    if server.online is not None:
+        words += warnings(server.online.population.stream, server.rounds)
     if not parts.algorithm.shares_model or asked <= max(MANY_JUDGES, 10 * cohort):
         return words
     return [

@@ -55,6 +55,7 @@ class EvaluationPlan:
 
     batch_size: examples a forward pass; None: as many as suit the device. local_models: of how many clients' own models the
     central test accuracy is the mean, where no model is shared. target: an accuracy; the summary says what it took to get there.
+    fading, window: of the prequential figures of streams, see `fedsim.streams.prequential`.
     """
 
     every: int = 1
@@ -62,6 +63,8 @@ class EvaluationPlan:
     batch_size: int | None = None
     local_models: int = 20
     target: float | None = None
+    fading: float = 0.99
+    window: int = 1000
 
     def __post_init__(self) -> None:
         require_int("evaluation.every", self.every, low=1)

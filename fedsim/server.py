@@ -31,6 +31,7 @@ from fedsim.grids.base import SimulationGrid
 from fedsim.judging import Judge
 from fedsim.merging import as_one_reply, merged
 from fedsim.nodes import Cohort, Nodes, converse, node_ids
+from fedsim.online import Online
 from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler, round_half_up
@@ -43,8 +44,9 @@ class Server:
     """The server of one run.
 
     holders: clients that have held-out data. judge: of the central test split. field: the devices on their clock. schedule: whose
-    work counts for a round. compression: of what devices are sent and send. on_round: called after each round,
-    when `state` is whole. interruptible: the parts of a round in which Ctrl-C may break off; they change no state.
+    work counts for a round. compression: of what devices are sent and send. online: of a run whose clients see streams. on_round:
+    called after each round, when `state` is whole. interruptible: the parts of a round in which Ctrl-C may break off, which
+    change no state.
     """
 
     algorithm: Algorithm
@@ -61,6 +63,7 @@ class Server:
     field: Field
     schedule: Schedule
     compression: Compression
+    online: Online | None = None
     on_round: Callable[[Row], None] = lambda row: None
     interruptible: Callable[[], AbstractContextManager[None]] = nullcontext
     timeout: float = 3600.0
@@ -75,7 +78,8 @@ class Server:
     @property
     def evaluator(self) -> Evaluator:
         """Who judges its models."""
-        return Evaluator(self.algorithm.strategy, self.plan, self.judge, self.holders, self.seed, self.timeout)
+        concept = None if self.online is None or not self.online.drifts else self.online.concept
+        return Evaluator(self.algorithm.strategy, self.plan, self.judge, self.holders, self.seed, self.timeout, concept)
 
     @property
     def last_round(self) -> int:
@@ -85,12 +89,15 @@ class Server:
     def play_round(self, grid: Grid, nodes: Nodes, round: int, last: int) -> Row:
         """One round of `last`; `state` is the last round's until it is over, and this one's after."""
         start = time.perf_counter()
+        seen = self._ahead(grid, nodes, round)
         turn = self.schedule.turn(round, self.field, self._choice(round))
         self.protection.charge(round, turn.cohort)
         outcome, arrays = self._learn(grid, nodes, round, turn)
+        if self.online is not None:
+            arrays = self.online.answered(round, self.state.arrays, arrays)
         row: Row = {"round": round, "cohort_size": len(turn.cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
-        row |= self._field_columns(turn, outcome)
+        row |= self._field_columns(turn, outcome) | seen
         due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
         row["train_seconds"] = time.perf_counter() - start
@@ -103,14 +110,24 @@ class Server:
         self._commit(grid, round, arrays, row, outcome, judged.metrics)
         return row
 
+    def _ahead(self, grid: Grid, nodes: Nodes, round: int) -> Row:
+        """Test, then train: the columns of what comes in this round under the model that there is before it."""
+        if self.online is None:
+            return {}
+        row = self.online.judge(grid, nodes, round, self.state.arrays, self.timeout, self.interruptible)
+        return row | ({"old_concept_accuracy": None} if self.online.drifts else {})
+
     def _choice(self, round: int) -> Choice:
         """Who may be asked in this round."""
         seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
+        clients = np.arange(self.num_clients) if eligible is None else eligible
+        if self.online is not None and not self.protection.sums:  # a secret draw must not rest on who has data
+            clients = clients[self.online.population.has_data(round)[clients]]
         more = self.schedule.over_selection
         drawn = self.sampler if more == 1 else self.sampler.larger(more, self.num_clients)
         return Choice(
             draw=lambda among: drawn.cohort(seed, round, self.num_clients, among),
-            clients=np.arange(self.num_clients) if eligible is None else eligible,
+            clients=clients,
             blind=self.protection.sums,
             size=max(1, round_half_up(self.sampler.expected_size(self.num_clients))),
             seed=seed,
@@ -314,6 +331,7 @@ class Server:
             "audit": self.audit.state(),
             "field": self.field.state(),
             "schedule": self.schedule.state(),
+            "online": {} if self.online is None else self.online.state(),
         }
 
     def remember(self, remembered: dict[str, Any]) -> None:
@@ -322,6 +340,8 @@ class Server:
         self.audit.load_state(remembered["audit"])
         self.field.load_state(remembered["field"])
         self.schedule.load_state(remembered["schedule"])
+        if self.online is not None:
+            self.online.load_state(remembered["online"])
 
 
 def make_server_app(server: Server) -> ServerApp:

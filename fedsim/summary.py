@@ -48,6 +48,7 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
         **{name: _total(state.rows, name) for name in ("simulated_seconds", "joules", "grams_co2")},
         **_to_target(state.rows, parts.server.plan.target),
         "fleet": parts.server.field.describe(),
+        **_online(parts),
         "device": parts.device.type,
         "execution": parts.execution,
         "num_parameters": parts.num_parameters,
@@ -75,6 +76,16 @@ def summarise(parts: Parts, seconds: float, ledger: dict[str, Any], evidence: di
 def _total(rows: list[Row], name: str) -> float | None:
     """Null where it is not modelled."""
     return None if rows[0][name] is None else sum(row[name] for row in rows)
+
+
+def _online(parts: Parts) -> dict[str, Any]:
+    """Of a run on streams: its last prequential figures, and what came and drifted; null without."""
+    online, state = parts.server.online, parts.server.state
+    names = ("prequential_accuracy", "prequential_loss", "cumulative_accuracy")
+    return {
+        **{name: state.rows[-1].get(name) for name in names},
+        "streams": None if online is None else online.describe(state.round),
+    }
 
 
 def _to_target(rows: list[Row], target: float | None) -> dict[str, float | None]:

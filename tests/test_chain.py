@@ -157,6 +157,15 @@ def test_gradients_of_client_losses_are_autograds(
     torch.testing.assert_close(ours, gradient, rtol=1e-13, atol=1e-16)
 
 
+def test_a_batch_of_which_no_target_counts_has_no_gradient() -> None:
+    outputs = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([IGNORED_TARGET, IGNORED_TARGET, 1, IGNORED_TARGET])
+    (expected,) = torch.autograd.grad(client_losses(classification, outputs, y, 2, [2, 2]).sum(), outputs)
+    losses, ours = client_gradients(classification, outputs.detach(), y, 2, [2, 2])
+    torch.testing.assert_close(ours, expected, rtol=1e-13, atol=1e-16)
+    assert not ours[:2].any() and losses[0].isnan() and losses[1].isfinite()
+
+
 def test_a_target_that_is_no_class_is_refused() -> None:
     with pytest.raises((RuntimeError, IndexError)):
         client_gradients(classification, torch.zeros(2, 3), torch.tensor([0, 3]), 1, [2])

@@ -15,7 +15,7 @@ FLOORS: list[set[str]] = [
     {"fedsim", "rng", "types", "checks", "paths"},
     {"training"},
     {"data", "models"},
-    {"privacy", "audit", "results", "transforms", "fleet", "compression"},
+    {"privacy", "audit", "results", "transforms", "fleet", "compression", "streams"},
     {"studies"},
     {
         "flower",
@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
         "client",
         "replies",
         "merging",
+        "online",
         "evaluating",
         "traffic",
         "judging",
@@ -39,7 +40,7 @@ FLOORS: list[set[str]] = [
         "plan",
         "session",
     },
-    {"experiment", "build", "build_field", "make", "resolvers", "pairs", "finished", "forgetting", "serving"},
+    {"experiment", "build", "build_field", "build_population", "make", "resolvers", "pairs", "finished", "forgetting", "serving"},
     {
         "arguments",
         "command",

@@ -137,6 +137,62 @@ def test_a_process_that_dies_fails_its_cells_alone_and_they_go_on(tmp_path: Path
     assert len(summaries(tmp_path)) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_killed_with_everything_it_goes_on_where_it_was(tmp_path: Path) -> None:
+    long = ("rounds=60", "seed=0,1", "evaluation.every=50", "hydra.launcher.workers=1")
+    process = start(tmp_path, *SWEEP, *long)
+    wait_for(lambda: len({path.parent for path in tmp_path.glob("sweeps/custom/*/checkpoints/round_*")}) == 2)
+    (worker,) = children(process)
+    process.kill()  # it can do nothing for its cells, and they end by themselves
+    process.communicate(timeout=60)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists(), 30)
+    reached = {
+        path.parent.parent: path.stat().st_mtime_ns for path in tmp_path.glob("sweeps/custom/*/checkpoints/round_*")
+    }
+    code, _, err = sweep(tmp_path, *long)
+    assert code == 0, err
+    assert len(reached) == 2 and [one["rounds"] for one in summaries(tmp_path).values()] == [60] * 2
+    for folder in reached:  # its rounds were not played anew: what they took is in the sum
+        assert pq.read_table(folder / "rounds.parquet").column("round").to_pylist() == list(range(1, 61))
+
+
+def test_ctrl_c_before_any_cell_has_begun_leaves_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, *SWEEP, "rounds=400", "seed=0,1")
+    wait_for((tmp_path / "sweeps/custom/sweep.json").exists)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert not summaries(tmp_path) and not list(tmp_path.glob("sweeps/custom/*/checkpoints/round_*"))
+
+
+def test_a_cell_that_is_asked_for_twice_is_run_once(tmp_path: Path) -> None:
+    code, out, err = sweep(tmp_path, "seed=0,1,0", "rounds=1")
+    assert code == 0, err
+    assert len(summaries(tmp_path)) == 2 and "2 of 2" in out and "of 3" not in out
+
+
+NOT_NEEDED = """
+import sys
+from fedsim.__main__ import main
+from fedsim.sweeps import together
+
+def told(cells, workers, most):
+    print("imported:", *sys.modules)
+    return iter([])
+
+together.run_together = told
+main()
+"""
+
+
+def test_the_process_that_only_waits_imports_nothing_that_trains(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NOT_NEEDED, *SWEEP, "seed=0,1"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("imported: "))
+    assert not {"torch", "flwr", "matplotlib", "pyarrow"} & set(line.split()), done.stderr
+
+
 @pytest.mark.parametrize("key", ["workers", "together"])
 def test_wrong_keys_are_refused_in_a_sentence(tmp_path: Path, key: str) -> None:
     code, _, err = sweep(tmp_path, f"hydra.launcher.{key}=0", "seed=0,1")

@@ -81,6 +81,21 @@ def test_what_an_answer_calls_is_refused_from_a_slot_too(ends: Any) -> None:
         wire.receive(main, lent)
 
 
+class Unknown:
+    """Says that it is of torch, which has no such name."""
+
+
+def test_a_name_that_torch_has_not_is_refused_as_any_other(ends: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    main, worker, lent, _ = ends
+    monkeypatch.setattr(Unknown, "__module__", "torch")
+    monkeypatch.setattr(torch, "Unknown", Unknown, raising=False)
+    parcel = wire.pack(Unknown())
+    monkeypatch.delattr(torch, "Unknown")
+    wire.send(worker, "answer", parcel)
+    with pytest.raises(wire.UnexpectedObject, match="Unknown"):
+        wire.receive(main, lent)
+
+
 # Runs
 
 

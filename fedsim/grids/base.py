@@ -72,7 +72,8 @@ class SimulationGrid(Grid):
             self._sent += 1
             flower.stamp(message, self._sent)
         kind = ordered[0].metadata.message_type if ordered else ""
-        chunks = list(cut(ordered, evaluation_chunk(len(ordered)) if kind == MessageType.EVALUATE else self.chunk_size))
+        trains = not kind.startswith(MessageType.EVALUATE)
+        chunks = list(cut(ordered, self.chunk_size if trains else evaluation_chunk(len(ordered))))
         replies: list[Message] = []
         totals: dict[int, Total] = {}
         done = 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import re
 import signal
@@ -28,7 +27,7 @@ from fedsim.checks import require_int
 from fedsim.client import Devices
 from fedsim.grids.allocator import keep_freed_memory
 from fedsim.grids.base import SimulationGrid
-from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
+from fedsim.grids.forkserver import cores, end_with_parent, ended, no_main_module, start_forkserver
 from fedsim.grids.pool import DEPTH, Crew, Event, PoolGrid
 from fedsim.grids.settings import GridSettings, MakeDevices
 from fedsim.grids.wire import Parcel, Slots, UnexpectedObject, pack, receive, send
@@ -208,15 +207,6 @@ def not_taken(error: UnexpectedObject) -> FedsimError:
     )
 
 
-def ended(code: int) -> str:
-    """An exit code in words."""
-    if code == -signal.SIGKILL:
-        return "was killed by SIGKILL, which often means that memory ran out"
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with exit status {code}"
-
-
 def pack_devices(devices: Devices) -> Parcel:
     """Raises FedsimError that names the part which cannot be pickled."""
     try:
@@ -283,11 +273,3 @@ def _answer(connection: Connection, slots: Slots | None, label: str, content: An
         send(connection, label, parcel)
     finally:
         parcel.close()
-
-
-def end_with_parent() -> None:
-    """Wait for the process that started this one to end, and end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

@@ -116,7 +116,7 @@ class Answers(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name in ANSWER_PARTS.get(module, ()) or (
-            module == "torch" and isinstance(getattr(torch, name), torch.dtype)
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return super().find_class(module, name)
         raise UnexpectedObject(f"{module}.{name}")

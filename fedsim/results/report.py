@@ -20,10 +20,12 @@ from fedsim.results.formats import DASH, bytes_text, count_text, duration, known
 from fedsim.results.loggers import without_credentials
 from fedsim.results.plots import DRAWINGS, write_plots
 from fedsim.results.privacy_words import Promise
+from fedsim.results.stream_words import stream_words
 from fedsim.results.wording import cohort_of, failures, gains, participation, spread, story
 
 CAPTIONS = {
     "learning_curve": "Accuracy and loss over rounds, on the test rows and on the clients' own held-out rows",
+    "stream": "Accuracy on what comes next over rounds, with the drift's beginnings, the alarms and epsilon",
     "client_accuracy": "How accuracy spreads over clients, and accuracy against how many examples a client holds",
     "client_classes": "Which client holds how much of which class",
     "participation": "How often clients took part, and when they failed",
@@ -80,6 +82,7 @@ def _view(run: Run) -> dict[str, Any]:
         "failures": failures(run),
         "costs": _costs(summary) + device_words.cost_rows(run) + _secure_aggregation(run),
         "field": _field(run),
+        "stream": stream_words(run),
         "privacy": promise.section(),
         "evidence": evidence(run.audit),
         "machine": _machine(summary),

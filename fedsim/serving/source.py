@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from fedsim import resolvers as resolvers  # what a configuration may hold
 from fedsim.algorithms import as_algorithm
-from fedsim.build import build_population, check_top_level, make_model, privacy_name, strategy_name
+from fedsim.build import check_top_level, make_model, privacy_name, strategy_name
+from fedsim.build_population import build_population
 from fedsim.data.dataset import Dataset
 from fedsim.data.population import Population
 from fedsim.finished import read_finished

@@ -7,14 +7,18 @@ its rounds, its sums, its draws. Only the width at which its clients train is an
 
 from __future__ import annotations
 
+import logging
+import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
+
 from fedsim.training.arrays import model_arrays
-from fedsim.training.execution import Execution
+from fedsim.training.execution import Execution, is_out_of_memory, set_precision
 from fedsim.training.group import Job, Recipe, alike
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.stack import make_copies
@@ -22,36 +26,67 @@ from fedsim.training.trainer import Trainer
 from fedsim.training.updates import ClientFailure, ClientUpdate
 from fedsim.types import ClientData, Params
 
+log = logging.getLogger(__name__)
+
 Result = ClientUpdate | ClientFailure | None
 """Of a job; None where its group could not be trained as one, and the run trains the client itself."""
 
 
 @dataclass
+class Handed:
+    """What a run has handed in. jobs: not trained yet. results: of those that were, in their order, and not taken yet."""
+
+    jobs: deque[Job]
+    results: deque[Result] = field(default_factory=deque)
+
+
+@dataclass
 class Cell:
-    """A run and its thread. kind: with whom its clients train; None for no one. results: in the order of its jobs."""
+    """A run and its thread. trainer: its own, and kind: with whom that trains; None for no one. handed: while it waits."""
 
     task: Callable[[], Any]
     number: int
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    trainer: Trainer | None = None
     kind: Kind | None = None
-    jobs: deque[Job] = field(default_factory=deque)
-    results: deque[Result] = field(default_factory=deque)
+    handed: Handed | None = None
+    begun: bool = False
     done: bool = False
     outcome: Any = None
 
     @property
     def waits(self) -> bool:
         """Whether it can do nothing before its next client is trained."""
-        return bool(self.jobs) and not self.results
+        return self.handed is not None and not self.handed.results
+
+    @property
+    def jobs(self) -> deque[Job]:
+        """Those that it waits for."""
+        return deque() if self.handed is None else self.handed.jobs
 
 
 @dataclass
 class Kind:
-    """Runs whose clients can be trained together. like: what their models and objectives have in common."""
+    """Runs whose clients can be trained together. like: what their models and objectives have in common. trainer: the first's."""
 
     like: tuple[Any, ...]
-    recipe: Recipe
-    engine: Lockstep
+    trainer: Trainer
+    execution: Execution
+    engine: Lockstep = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.engine = Lockstep(make_copies(self.trainer.model, self.execution), *self.trainer.parts)
+
+    def enter(self) -> None:
+        """Have this process compute as these runs do."""
+        if next(self.trainer.model.parameters()).device.type == "cuda":
+            set_precision(self.execution.precision)
+
+    def halve(self) -> None:
+        """Train half as many clients at a time."""
+        self.execution = replace(self.execution, width=self.execution.width // 2)
+        del self.engine  # before the next one takes memory
+        self.__post_init__()
 
 
 class Pack:
@@ -59,6 +94,7 @@ class Pack:
 
     def __init__(self, most: int) -> None:
         self.most, self.stopping = most, False
+        self._was_told = False
         self._kinds: list[Kind] = []
         self._cells: list[Cell] = []
         self._back = threading.Semaphore(0)
@@ -68,19 +104,21 @@ class Pack:
         """Run all; on_done: told (number, what the task gave or raised) as each ends. Once `stopping`, none is begun."""
         waiting = deque(Cell(task, number) for number, task in enumerate(tasks))
         while True:
-            while waiting and len(self._cells) < self.most and not self.stopping:
-                self._cells.append(cell := waiting.popleft())
-                threading.Thread(target=self._live, args=(cell,), name=f"cell {cell.number}", daemon=True).start()
+            if self.stopping:
+                waiting.clear()
+                self._cells = [cell for cell in self._cells if cell.begun]
+            while waiting and len(self._cells) < self.most:
+                self._cells.append(waiting.popleft())
             if not self._cells:
                 return
             ready = next((cell for cell in self._cells if not cell.waits), None)
             if ready is None:
                 self._train_group()
                 continue
-            ready.go.release()
-            self._back.acquire()
+            self._let_run(ready)
             if ready.done:
                 self._cells.remove(ready)
+                self._forget_kinds()
                 on_done(ready.number, ready.outcome)
 
     def adopt(self, trainer: Trainer, model_key: str) -> None:
@@ -90,17 +128,17 @@ class Pack:
         """
         if trainer.execution.width == 1 or trainer.execution.way == "one":
             return
-        recipe = Recipe(trainer.settings, trainer.client_half, trainer.seed, trainer.local_steps)
-        shapes = tuple((name, array.shape, array.dtype) for name, array in model_arrays(trainer.model).items())
-        like = (model_key, shapes, trainer.objective, trainer.smallest_batch, _bare(trainer.execution))
+        cell: Cell = self._own.cell
+        cell.trainer, cell.kind = trainer, None  # it may have trained something else before
+        self._forget_kinds()
+        recipe, like = _recipe(trainer), (model_key, *_like(trainer))
         for kind in self._kinds:
-            if kind.like == like and alike(kind.recipe, recipe):
+            if kind.like == like and alike(_recipe(kind.trainer), recipe):
                 break
         else:
-            kind = Kind(like, recipe, Lockstep(make_copies(trainer.model, trainer.execution), *trainer.parts))
+            kind = Kind(like, trainer, trainer.execution)
             self._kinds.append(kind)
-        self._own.cell.kind = kind
-        trainer.pack = self
+        cell.kind, trainer.pack = kind, self
 
     def train(
         self,
@@ -111,22 +149,31 @@ class Pack:
         state_of: Callable[[int], Params],
         round: int,
     ) -> Iterator[ClientUpdate | ClientFailure]:
-        """As `Trainer.train`, with clients of other cells. Called by a cell."""
+        """As `Trainer.train`, with clients of other cells. Called by a cell, with the trainer that it let adopt or one like it."""
         cell: Cell = self._own.cell
-        recipe = Recipe(trainer.settings, trainer.client_half, trainer.seed, trainer.local_steps)
-        cell.jobs.extend(Job(recipe, received, client, data_of, state_of, round) for client in clients)
-        try:
-            for client in clients:
-                if not cell.results:
-                    self._park(cell)
-                result = cell.results.popleft()
-                if result is None:
-                    yield from trainer.train_here(received, [client], data_of, state_of, round)
-                else:
-                    yield result
-        finally:  # a run that broke off leaves nothing to be trained
-            cell.jobs.clear()
-            cell.results.clear()
+        recipe = _recipe(trainer)
+        if cell.trainer is None or not _interchangeable(cell.trainer, trainer):
+            yield from trainer.train_here(received, clients, data_of, state_of, round)
+            return
+        handed = Handed(deque(Job(recipe, received, client, data_of, state_of, round) for client in clients))
+        for client in clients:
+            if not handed.results:
+                self._park(cell, handed)
+            result = handed.results.popleft()
+            if result is None:
+                yield from trainer.train_here(received, [client], data_of, state_of, round)
+            else:
+                yield result
+
+    def _let_run(self, cell: Cell) -> None:
+        """Until it wants something trained, or is done."""
+        if not cell.begun:
+            cell.begun = True
+            threading.Thread(target=self._live, args=(cell,), name=f"cell {cell.number}", daemon=True).start()
+        if cell.kind is not None:
+            cell.kind.enter()
+        cell.go.release()
+        self._back.acquire()
 
     def _live(self, cell: Cell) -> None:
         """The life of a cell's thread."""
@@ -139,34 +186,101 @@ class Pack:
         cell.done = True
         self._back.release()
 
-    def _park(self, cell: Cell) -> None:
-        """Let others run until there is a result."""
+    def _park(self, cell: Cell, handed: Handed) -> None:
+        """Let others run until there is a result. What a run broke off, or left lying, is handed in no more."""
+        cell.handed = handed
         self._back.release()
         cell.go.acquire()
+        cell.handed = None
+
+    def _forget_kinds(self) -> None:
+        """Let go of the copies that no cell trains on any more."""
+        self._kinds = [kind for kind in self._kinds if any(cell.kind is kind for cell in self._cells)]
 
     def _train_group(self) -> None:
         """Train as many clients as make one batch; all cells wait, and have used what they got before."""
         kinds = {id(cell.kind): cell.kind for cell in self._cells}
         kind = max(kinds.values(), key=lambda kind: sum(len(c.jobs) for c in self._cells if c.kind is kind))
         assert kind is not None
-        width = kind.engine.copies.width
+        kind.enter()
+        taken = self._taken(kind)
+        results: Sequence[Result]
+        try:
+            results = kind.engine.train_jobs([job for _, job in taken])
+        except Exception as error:  # whose it is shows when each run trains its own
+            self._tell(error, kind, len(taken))
+            if is_out_of_memory(error) and kind.execution.width > 1:
+                for cell, job in reversed(taken):
+                    cell.jobs.appendleft(job)
+                kind.halve()
+                return
+            results = [None] * len(taken)
+        for (cell, _), result in zip(taken, results, strict=True):
+            assert cell.handed is not None
+            cell.handed.results.append(result)
+
+    def _taken(self, kind: Kind) -> list[tuple[Cell, Job]]:
+        """The next clients of this kind, and whose they are; handed in no more."""
         taken: list[tuple[Cell, Job]] = []
         rate: float | None = None
         for cell in self._cells:
-            while cell.kind is kind and cell.jobs and len(taken) < width:
+            while cell.kind is kind and cell.jobs and len(taken) < kind.execution.width:
                 job = cell.jobs[0]
                 own = job.recipe.settings.lr_in(job.round)
                 if not job.recipe.takes_any_rate and own != (rate := own if rate is None else rate):
                     break
                 taken.append((cell, cell.jobs.popleft()))
-        results: Sequence[Result]
-        try:
-            results = kind.engine.train_jobs([job for _, job in taken])
-        except Exception:  # whose it is shows when each run trains its own
-            results = [None] * len(taken)
-        for (cell, _), result in zip(taken, results, strict=True):
-            cell.results.append(result)
+        return taken
+
+    def _tell(self, error: Exception, kind: Kind, clients: int) -> None:
+        """Say that a group is trained in another way, which takes its time: once, and whenever memory ran out."""
+        if is_out_of_memory(error) and kind.execution.width > 1:
+            log.warning(
+                "memory ran out with up to %d clients of several cells in lockstep; going on with %d; set grid.width=%d or "
+                "hydra.launcher.workers to have it so from the start",
+                *(kind.execution.width, kind.execution.width // 2, kind.execution.width // 2),
+            )
+        elif clients > 1 and not self._was_told:
+            self._was_told = True
+            reason = ClientFailure.of(0, error).reason.splitlines()[0]
+            log.warning(
+                "%d clients of several cells could not be trained together (%s); each cell trains its own",
+                clients,
+                reason,
+            )
 
 
-def _bare(execution: Execution) -> tuple[Any, ...]:
-    return execution.way, execution.width, execution.compile, execution.precision
+def _recipe(trainer: Trainer) -> Recipe:
+    return Recipe(trainer.settings, trainer.client_half, trainer.seed, trainer.local_steps)
+
+
+def _interchangeable(one: Trainer, other: Trainer) -> bool:
+    """Whether they have the same model, and clients of both can be trained together."""
+    same = one.model is other.model and one.objective is other.objective and one.smallest_batch == other.smallest_batch
+    return same and alike(_recipe(one), _recipe(other))
+
+
+def _like(trainer: Trainer) -> tuple[Any, ...]:
+    """What two trainers whose models were configured alike must have in common, beside what `alike` looks at."""
+    shapes = tuple((name, array.shape, array.dtype) for name, array in model_arrays(trainer.model).items())
+    execution = trainer.execution
+    return (
+        *(shapes, trainer.objective, trainer.smallest_batch, _beside_arrays(trainer.model)),
+        *(execution.way, execution.width, execution.compile, execution.precision),
+    )
+
+
+def _beside_arrays(model: nn.Module) -> Any:
+    """What a model holds that is neither parameter nor buffer: two of one configuration may have drawn it each for itself."""
+    own = [
+        (
+            name,
+            type(module),
+            {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")},
+        )
+        for name, module in model.named_modules()
+    ]
+    try:
+        return pickle.dumps(own)
+    except Exception:  # of somebody's own: no other model counts as the same
+        return object()

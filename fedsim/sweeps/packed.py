@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fedsim.checks import require_int
+from fedsim.grids.forkserver import OF_CELLS, start_forkserver
+from fedsim.sweeps.callback import is_basic
 from fedsim.types import FedsimError
 
 
@@ -32,47 +35,66 @@ class PackedLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """See Launcher; what is run is fedsim's own cell, not `task_function`."""
+        start_forkserver(OF_CELLS)  # which imports while the cells are composed
         self.hydra_context, self.config = hydra_context, config
+        # Hydra's own sweeper composes each cell before, to see whether it can be done, which takes a tenth of a second
+        self._composed = remember(hydra_context.config_loader)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the cells; one return each, in their order. Raises KeyboardInterrupt where the user stopped them."""
         if self.workers is not None:  # Hydra would word what a constructor raises in its own way
             require_int("hydra.launcher.workers", self.workers, low=1)
         require_int("hydra.launcher.together", self.together, low=1)
-        from fedsim.sweeps.callback import is_basic
         from fedsim.sweeps.together import CellRun, run_together
 
         setup_globals()
-        cells, returns = [], []
+        cells: list[CellRun] = []
+        returns: list[JobReturn] = []
+        jobs: dict[str, list[int]] = {}  # by folder: a tuner may ask for the very same cell twice
         for place, overrides in enumerate(job_overrides):
-            cfg = self._composed(overrides, initial_job_idx + place)
-            task, sweep_dir = (
-                OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]),
-                cfg.hydra.sweep.dir,
-            )
-            folder = Path(sweep_dir) / cfg.hydra.sweep.subdir
-            given = list(cfg.hydra.overrides.task)
-            cells.append(CellRun(OmegaConf.to_container(task, resolve=True), str(folder), given, sweep_dir))  # type: ignore[arg-type]
+            cfg = self._compose(overrides, initial_job_idx + place)
+            task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            folder, given = str(Path(cfg.hydra.sweep.dir) / cfg.hydra.sweep.subdir), list(cfg.hydra.overrides.task)
+            if folder not in jobs:
+                config: Any = OmegaConf.to_container(task, resolve=True)
+                cells.append(CellRun(config, folder, given, cfg.hydra.sweep.dir))
+            jobs.setdefault(folder, []).append(place)
             returns.append(
-                JobReturn(overrides=overrides, cfg=task, hydra_cfg=cfg, task_name="fedsim", working_dir=str(folder))
+                JobReturn(overrides=overrides, cfg=task, hydra_cfg=cfg, task_name="fedsim", working_dir=folder)
             )
         stopped = False
         for number, outcome in run_together(cells, self.workers, self.together):
             stopped |= outcome.state == "stopped"
             failed = outcome.state == "failed" and not is_basic(self.config)  # which would end at the first
-            returns[number].status = JobStatus.FAILED if failed else JobStatus.COMPLETED
-            returns[number].return_value = FedsimError(outcome.reason) if failed else outcome.values
+            for place in jobs[cells[number].folder]:
+                returns[place].status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+                returns[place].return_value = FedsimError(outcome.reason) if failed else outcome.values
         if stopped:
             raise KeyboardInterrupt
         return returns
 
-    def _composed(self, overrides: Sequence[str], number: int) -> DictConfig:
+    def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
         """A cell's configuration, as Hydra's own launchers make it."""
-        cfg: Any = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        key = tuple(overrides)
+        if not self._composed[key]:
+            self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        cfg: Any = self._composed[key].pop()
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         HydraConfig.instance().set_config(cfg)
         return cfg
+
+
+def remember(loader: Any) -> dict[tuple[str, ...], list[DictConfig]]:
+    """What Hydra's config loader composes from now on, by a cell's overrides."""
+    compose, composed = loader.load_sweep_config, defaultdict[tuple[str, ...], list[DictConfig]](list)
+
+    def load_sweep_config(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        composed[tuple(sweep_overrides)].append(compose(master_config, sweep_overrides))
+        return composed[tuple(sweep_overrides)][-1]
+
+    loader.load_sweep_config = load_sweep_config
+    return composed
 
 
 PLUGINS, OURS = "hydra_plugins", "hydra_plugins.fedsim"

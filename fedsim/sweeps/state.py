@@ -66,7 +66,8 @@ def begin(
     drawn: dict[str, Any] | None = None,
 ) -> Sweep:
     """A command begins. cells: the overrides of each, where they are known (not where a sweeper thinks of them as it goes)."""
-    waiting = [_waiting(cell_name(one), one) for one in cells or ()]
+    named = {cell_name(one): one for one in cells or ()}  # one that is given twice is one cell
+    waiting = [_waiting(name, one) for name, one in named.items()]
     sweep = Sweep(command, time.time(), expected if cells is None else len(waiting), waiting, list(axes), drawn)
     with waited_for(_lock(sweep_dir)):
         _write(sweep_dir, sweep)

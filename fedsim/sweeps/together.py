@@ -1,7 +1,7 @@
-"""Cells of a sweep in worker processes, one core each, and in each process in lockstep (`pack.py`).
+"""Cells of a sweep in worker processes, one core each: the side of the process that the user started.
 
 What goes to a process is configuration; what comes back is JSON: a cell's number and its summary, or the sentence that says
-what went wrong.
+what went wrong. Nothing heavy is imported here: the processes (`alongside.py`) have it, and the first wait for nothing else.
 """
 
 from __future__ import annotations
@@ -12,21 +12,14 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-
-from fedsim.grids.allocator import keep_freed_memory
-from fedsim.grids.forkserver import cores, no_main_module, start_forkserver
-from fedsim.grids.processes import end_with_parent, ended
-from fedsim.sweeps.pack import Pack
-from fedsim.types import FedsimError
+from fedsim.grids.forkserver import OF_CELLS, cores, ended, may_have_gpu, no_main_module, start_forkserver
 
 
 class CellRun(NamedTuple):
@@ -63,15 +56,15 @@ def run_together(cells: Sequence[CellRun], workers: int | None, most: int) -> It
     A process that dies takes its cells with it: each is told as failed, and the same sweep goes on with them from their
     checkpoints.
     """
-    on_gpu = torch.cuda.is_available() and any(cell.config["device"] != "cpu" for cell in cells)
-    workers = workers or (torch.cuda.device_count() if on_gpu else cores())
-    start_forkserver()
+    gpus = _gpus(cells)
+    workers = workers or gpus or cores()
+    start_forkserver(OF_CELLS)
     context = multiprocessing.get_context("forkserver")
     seats: dict[Connection, Seat] = {}
     for place in range(min(workers, len(cells))):
         own = range(place, len(cells), workers)
         mine, theirs = context.Pipe()
-        handed = theirs, [cells[one] for one in own], most, place if on_gpu else None
+        handed = theirs, [cells[one] for one in own], most, place if gpus else None
         process = context.Process(target=_serve, args=handed, name=f"fedsim cells {place}", daemon=True)
         with no_main_module():
             process.start()
@@ -79,6 +72,10 @@ def run_together(cells: Sequence[CellRun], workers: int | None, most: int) -> It
         seats[mine] = Seat(process, list(own), set(own))
     try:
         with _stopping([seat.process for seat in seats.values()]) as stopping:
+            with suppress(
+                ImportError
+            ):  # the sweep's end needs it, and will say what is missing; nobody waits for it now
+                import_module("fedsim.studies.report")
             while seats:
                 for connection in wait(list(seats)):
                     for place, ended in _heard(connection, seats, stopping):  # type: ignore[arg-type]
@@ -89,6 +86,22 @@ def run_together(cells: Sequence[CellRun], workers: int | None, most: int) -> It
     finally:
         for seat in seats.values():
             seat.process.kill()
+
+
+def _serve(connection: Connection, cells: Sequence[CellRun], most: int, place: int | None) -> None:
+    """A process's life."""
+    from fedsim.sweeps.alongside import serve
+
+    serve(connection, cells, most, place)
+
+
+def _gpus(cells: Sequence[CellRun]) -> int:
+    """GPUs that the cells may use."""
+    if all(cell.config["device"] == "cpu" for cell in cells) or not may_have_gpu():
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _heard(connection: Connection, seats: dict[Connection, Seat], stopping: list[int]) -> Iterator[tuple[int, Ended]]:
@@ -138,83 +151,3 @@ def _stopping(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-ONE_A_PROCESS = ("MLflowLogger", "WandbLogger")
-"""Loggers that cannot follow several runs at once."""
-
-
-class Alongside:
-    """What a cell leaves to the process that it shares: see `experiment.Company`."""
-
-    def __init__(self, pack: Pack, together: int, datasets: dict[str, Any], sessions: list[Any]) -> None:
-        self.pack, self.together, self.datasets, self.sessions = pack, together, datasets, sessions
-
-    def build(self, cfg: DictConfig) -> Any:
-        """The run's parts, on this process's core, whose trainer trains with the others'."""
-        from fedsim.build import build
-        from fedsim.grids.inprocess import InProcess
-
-        if (logger := str(cfg.logger.get("_target_")).rpartition(".")[2]) in ONE_A_PROCESS:
-            name = logger.removesuffix("Logger").lower()
-            raise FedsimError(
-                f"logger={name} follows one run a process; use hydra/launcher=basic, or logger=tensorboard"
-            )
-        keys = {field.name for field in fields(InProcess)}
-        own = cfg.copy()
-        own.grid = {"_target_": f"{InProcess.__module__}.InProcess"} | {k: v for k, v in cfg.grid.items() if k in keys}
-        parts = build(own, self.together, self._dataset)
-        self.pack.adopt(
-            parts.trainer, OmegaConf.to_yaml(OmegaConf.create({"model": cfg.model, "task": str(cfg.dataset)}))
-        )
-        return parts
-
-    def _dataset(self, cfg: DictConfig) -> Any:
-        from fedsim.make import make
-
-        key = OmegaConf.to_yaml(cfg)
-        if key not in self.datasets:
-            self.datasets[key] = make(cfg, "dataset")
-        return self.datasets[key]
-
-    def begin(self, session: Any) -> None:
-        """The session can be stopped from here, and leaves what is shown to the sweep."""
-        session.quiet, session.closes = True, False
-        session.interrupts.pending = self.pack.stopping
-        self.sessions.append(session)
-
-
-def _serve(connection: Connection, cells: Sequence[CellRun], most: int, place: int | None) -> None:
-    """A worker's life; place: among those that share out GPUs. The threads that are left when it ends are daemons."""
-    if place is not None:
-        torch.cuda.set_device(place % torch.cuda.device_count())
-    torch.set_num_threads(1)  # of this thread, which trains; a cell's own thread sets its own
-    keep_freed_memory()
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    pack, sessions, datasets = Pack(most), list[Any](), dict[str, Any]()
-
-    def stop(number: int, frame: object) -> None:
-        pack.stopping = True
-        for session in sessions:
-            session.interrupts.pending = True
-
-    signal.signal(signal.SIGTERM, stop)
-    company = Alongside(pack, min(most, len(cells)), datasets, sessions)
-
-    def say(place: int, outcome: Any) -> None:
-        if isinstance(outcome, BaseException):  # beyond what a cell tells of itself
-            outcome = Ended("lost", f"it ended in {type(outcome).__name__}: {outcome}")
-        with suppress(OSError):  # the main process is gone, and ends this one
-            connection.send_bytes(json.dumps([place, *outcome], default=str).encode())
-
-    pack.run([partial(_run, cell, company) for cell in cells], say)
-    connection.close()
-
-
-def _run(cell: CellRun, company: Alongside) -> Ended:
-    from fedsim.sweeps.launched import launched
-
-    cfg = OmegaConf.create(cell.config)
-    outcome, values = launched(cfg, Path(cell.folder), cell.overrides, Path(cell.sweep_dir), company=company)
-    # of a summary nothing is asked for: only what a sweeper wants travels
-    return Ended(outcome.state, outcome.reason or "", values if isinstance(values, (int, float, list, tuple)) else None)

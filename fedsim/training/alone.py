@@ -75,6 +75,8 @@ class Alone:
         kept = {name: array for name, array in state.items() if name != KEPT}
         load_arrays(self.model, self.client_half.initial(received, kept))
         device = Device(self.model, self.objective, data, received, kept)
+        if not self.client_half.sends_model:
+            return self._statistics(device)
         self.model.train()
         with rng.seeded_globally(self.seed, round, data.client, "model"):
             metrics = self.client_half.begin(device)
@@ -91,11 +93,23 @@ class Alone:
             data.client, arrays, len(data.x), steps, {**kind.metrics(), **metrics}, {**finished, **kind.keeps()}
         )
 
+    @torch.no_grad()
+    def _statistics(self, device: Device) -> ClientUpdate:
+        """What a half that makes no steps sends; `train_loss` is of the arrays that it received."""
+        data = device.data
+        self.model.eval()
+        arrays = self.client_half.statistics(device)
+        if not all_finite(arrays.values()):
+            raise FedsimError("what it computed of its examples is not finite; look for huge numbers in the dataset")
+        loss = float(self.objective(self.model(data.x), data.y))
+        return ClientUpdate(data.client, arrays, len(data.x), 0, {"train_loss": loss}, {})
+
     def _kind(self, data: ClientData, state: Params, round: int) -> LocalSteps:
         """This client's steps of this round."""
         if self.local_steps is None:
             generator = rng.generator(self.seed, round, data.client, "batches")
-            return PlainSteps(self.model, self.objective, self.settings, data, generator, self.smallest_batch)
+            half = self.client_half
+            return PlainSteps(self.model, self.objective, half, self.settings, data, generator, self.smallest_batch)
         if self._way is None:
             self._way = per_example.choose(self.local_steps.way, self.model, self.objective, data.x, data.y)
         model, objective, settings = self.model, self.objective, self.settings
@@ -119,18 +133,20 @@ class Alone:
 
 
 class PlainSteps:
-    """Plain SGD: shuffled batches, and the gradient of their mean loss."""
+    """Plain SGD: shuffled batches, and the gradient of their mean loss and of what the client half adds to it."""
 
     def __init__(
         self,
         model: nn.Module,
         objective: Objective,
+        client_half: ClientHalf,
         settings: LocalTraining,
         data: ClientData,
         generator: torch.Generator,
         smallest_batch: int,
     ) -> None:
-        self.model, self.objective, self.settings, self.data = model, objective, settings, data
+        self.model, self.objective, self.client_half = model, objective, client_half
+        self.settings, self.data = settings, data
         self.generator, self.smallest_batch = generator, smallest_batch
         self.weights = trained_weights(model)
         self.total, self.count = torch.zeros((), device=data.x.device), 0
@@ -150,8 +166,11 @@ class PlainSteps:
     def gradients(self, rows: Tensor | None) -> list[Tensor]:
         """Of the batch's mean loss."""
         x, y = (self.data.x, self.data.y) if rows is None else (self.data.x[rows], self.data.y[rows])
-        loss = self.objective(self.model(x.clone() if rows is None else x), y)  # a layer in place would change the data
-        gradients = distinct(torch.autograd.grad(loss, self.weights, materialize_grads=True))
+        outputs = self.model(x.clone() if rows is None else x)  # a layer in place would change the data
+        loss = self.objective(outputs, y)
+        extra = self.client_half.extra_loss(outputs, rows)
+        lowered = loss if extra is None else loss + extra
+        gradients = distinct(torch.autograd.grad(lowered, self.weights, materialize_grads=True))
         self.total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
         self.count += len(x)
         return gradients

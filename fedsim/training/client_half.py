@@ -33,9 +33,16 @@ class ClientHalf:
 
     Where clients train in lockstep each has a shallow copy of the half to itself. elementwise: `correct` treats every number by
     itself and looks at nothing but its arguments, so that it may be given the arrays of many clients at once, one a row.
+    sends_model: False where no step is made and `statistics` are sent in the place of trained arrays. alone: clients are trained
+    one at a time, as they must be where the half has `statistics` or an `extra_loss`.
     """
 
     elementwise: bool = False
+    sends_model: bool = True
+    alone: bool = False
+
+    def check(self, model: nn.Module, objective: Objective, by_example: bool) -> None:
+        """Raise FedsimError, before any work, where this half does not fit. by_example: clients train by DP-SGD."""
 
     def initial(self, received: Params, state: Params) -> Params:
         """The arrays that local training starts from, and that evaluation on this device uses."""
@@ -45,9 +52,17 @@ class ClientHalf:
         """Metrics to send that must be taken before the first step; `device.model` holds the initial arrays."""
         return {}
 
+    def extra_loss(self, outputs: Tensor, rows: Tensor | None) -> Tensor | None:
+        """What a step lowers beside the objective: a scalar of the outputs (b, ...) of the device's examples `rows` (None: all)."""
+        return None
+
     def correct(self, gradients: list[Tensor], weights: list[Tensor], anchors: list[Tensor]) -> None:
         """Change a step's gradients in place. `anchors` are the weights that local training started from."""
 
     def finish(self, device: Device, steps: int, lr: float) -> Params:
         """The state to keep on the device until it takes part again; `device.model` holds the trained arrays."""
         return {}
+
+    def statistics(self, device: Device) -> Params:
+        """Arrays to send where `sends_model` is False; means over the device's examples, as an update is one by weight."""
+        raise NotImplementedError

@@ -71,7 +71,8 @@ def client_gradients(
         known = (y != IGNORED_TARGET).view(clients, -1)
     shares = known.to(losses.dtype)  # (clients, b)
     shares /= shares.sum(1, keepdim=True)
-    return (losses.view_as(shares) * shares).sum(1), gradients.mul_(shares.view(-1, 1))
+    own = (losses.view_as(shares) * shares).sum(1)
+    return own, gradients.mul_(shares.nan_to_num().view(-1, 1))  # where no target counts: no mean, and no gradient
 
 
 def row_gradients(objective: Objective, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

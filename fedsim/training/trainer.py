@@ -65,6 +65,9 @@ class Trainer:
     _was_halved: bool = field(default=False, init=False, repr=False)
     _was_told: bool = field(default=False, init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        self.client_half.check(self.model, self.objective, self.local_steps is not None)
+
     def __getstate__(self) -> dict[str, Any]:
         """A worker makes an engine of its own."""
         return {**self.__dict__, "_made": None, "pack": None}
@@ -78,7 +81,7 @@ class Trainer:
         round: int,
     ) -> Iterator[ClientUpdate | ClientFailure]:
         """Train each client from `received`, in the order given. What a client's own code or data raise is its failure alone."""
-        if self.pack is None:
+        if self.pack is None or self.client_half.alone:
             return self.train_here(received, clients, data_of, state_of, round)
         return self.pack.train(self, received, list(clients), data_of, state_of, round)
 
@@ -93,7 +96,7 @@ class Trainer:
         """As `train`, without clients of other runs."""
         waiting = list(clients)
         while waiting:
-            group = waiting[: self.execution.width]
+            group = waiting[: 1 if self.client_half.alone else self.execution.width]
             engine = self._engine()
             try:
                 yield from engine.train(received, group, data_of, state_of, round)
@@ -123,7 +126,7 @@ class Trainer:
         if self._made is None or any(a is not b for a, b in zip(self._made[0], (*parts, self.execution), strict=True)):
             if next(self.model.parameters()).device.type == "cuda":
                 set_precision(self.execution.precision)
-            if self.execution.way == "one":
+            if self.execution.way == "one" or self.client_half.alone:
                 engine: Alone | Lockstep = self.alone()
             else:
                 engine = Lockstep(make_copies(self.model, self.execution), *parts)

@@ -60,7 +60,7 @@ def drawing() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write it as a PNG with the pixels that `savefig` gives, which draws all of it twice to lay it out.
+    """Write it as a PNG, laid out once and drawn once: `savefig` draws all of it twice.
 
     Without the channel of what shines through, which nothing does.
     """
@@ -68,12 +68,15 @@ def save(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
+    from fedsim.results.pictures.plain import lay_out
+
     canvas, dpi = FigureCanvasAgg(figure), rcParams["savefig.dpi"]
     figure.set_dpi(dpi)
     figure.set_facecolor(rcParams["savefig.facecolor"])
     if (layout := figure.get_layout_engine()) is not None:
-        layout.execute(figure)
-        figure.set_layout_engine("none")  # it is done
+        figure.set_layout_engine("none")  # it is called here, once
+        if not lay_out(figure, canvas.get_renderer(), figure._suptitle):  # type: ignore[attr-defined]
+            layout.execute(figure)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # (height, width, 3)
     Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="png", dpi=(dpi, dpi), compress_level=3)

@@ -1,0 +1,79 @@
+"""Who holds what, and what comes to whom: the population of a run from its configuration."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from fedsim.algorithms import Algorithm
+from fedsim.checks import require_int, require_number
+from fedsim.data.corruption import Corruption
+from fedsim.data.dataset import Dataset
+from fedsim.data.partition import Columns, Partition
+from fedsim.data.population import PooledPopulation, Population
+from fedsim.make import make
+from fedsim.online import Online
+from fedsim.rounds import EvaluationPlan
+from fedsim.streams.detectors import Watch
+from fedsim.streams.population import StreamedPopulation, check_streams
+from fedsim.streams.prequential import Prequential
+from fedsim.streams.responses import Response
+from fedsim.streams.watching import Watcher
+from fedsim.types import FedsimError, Params
+
+
+def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
+    """Who holds what: rows that are kept, divided among clients."""
+    require_number("population.holdout", cfg.population.holdout, low=0, below=1)
+    if cfg.population.num_clients is not None:
+        require_int("population.num_clients", cfg.population.num_clients, low=1)
+    corruption: Corruption = make(cfg.corruption, "corruption")
+    corruption.check(dataset.preprocess(dataset.one_row[0]).is_floating_point(), dataset.task)
+    columns, kept = columns_of(dataset), None
+    if corruption.class_imbalance != 1:
+        kept = corruption.keep_rows(np.asarray(columns.label), len(dataset.classes), cfg.seed)
+        columns = columns.take(kept)
+    partition: Partition = make(cfg.partition, "partition")(columns, cfg.population.num_clients, cfg.seed)
+    if kept is not None:
+        partition = Partition(partition.offsets, kept[np.asarray(partition.rows)])
+    cache_mb = require_int("population.cache_mb", cfg.population.cache_mb, low=0)
+    given = (dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
+    arrivals, schedule = make(cfg.streams, "streams"), make(cfg.drift, "drift")
+    check_streams(arrivals, schedule)
+    if not arrivals.streamed:
+        return (PooledPopulation if algorithm.pools_data else Population)(*given)
+    if algorithm.pools_data or not algorithm.shares_model:
+        raise FedsimError(
+            "strategy=central and strategy=local_only have no streams; use streams=none drift=none with them, or another strategy"
+        )
+    if cfg.privacy._target_.endswith("ExamplePrivacy"):
+        raise FedsimError(
+            "privacy=example is accounted for data that stay the same, which streams do not; use privacy=user, which promises a "
+            "client's whole stream, or streams=none"
+        )
+    return StreamedPopulation(*given, arrivals=arrivals, schedule=schedule)
+
+
+def columns_of(dataset: Dataset) -> Columns:
+    """What a partition may look at; lines of text have no label but their speaker."""
+    train = dataset.train
+    label = train.label
+    if dataset.task == "next_token":
+        label = train.owner if train.owner is not None else np.zeros(len(train), dtype=np.int64)
+    return Columns(label, train.owner, train.time)
+
+
+def make_online(cfg: DictConfig, population: Population, plan: EvaluationPlan, start: Params) -> Online | None:
+    """What the server does on streams; None without any. start: the arrays that the run begins with."""
+    watch: Watch = make(cfg.detector, "detector")
+    response: Response = make(cfg.response, "response")
+    if not isinstance(population, StreamedPopulation):
+        if watch.kind != "none" or response.kind != "none":
+            raise FedsimError(
+                "detector and response are of runs whose data come as streams; set streams=steady (or poisson, bursts, day_night), "
+                "or detector=none response=none"
+            )
+        return None
+    prequential = Prequential(plan.fading, plan.window)
+    return Online(population, prequential, Watcher(watch, cfg.seed), response, start)

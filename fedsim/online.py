@@ -1,0 +1,109 @@
+"""A run on streams: models are judged on what comes next before they learn from it, watched for drift, and answered for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim import flower
+from fedsim.nodes import Nodes
+from fedsim.rounds import Row
+from fedsim.streams.population import StreamedPopulation
+from fedsim.streams.prequential import Prequential
+from fedsim.streams.responses import Response
+from fedsim.streams.watching import Watcher
+from fedsim.types import Params
+
+
+@dataclass
+class Online:
+    """What a server does of its own on streams, beside its rounds.
+
+    prequential: the figures of test, then train. watcher: raises alarms. response: what follows from one. start: the arrays that
+    the run began with.
+    """
+
+    population: StreamedPopulation
+    prequential: Prequential
+    watcher: Watcher
+    response: Response
+    start: Params
+
+    def judge(
+        self,
+        grid: Grid,
+        nodes: Nodes,
+        round: int,
+        arrays: Params,
+        timeout: float,
+        interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Row:
+        """Judge `arrays`, the model before this round, on all that comes in it; the round's columns."""
+        clients = np.flatnonzero(self.population.arrived(round))
+        losses, hits, counts, judged = [np.empty(0)], [np.empty(0)], [], []
+        if len(clients):
+            record, config = flower.to_record(arrays), ConfigRecord({"server-round": round})
+            content = RecordDict({flower.ARRAYS: record, flower.CONFIG: config})
+            messages = [Message(content, node, flower.EVALUATE_STREAM) for node in nodes.of(clients)]
+            with interruptible():
+                replies = [r for r in grid.send_and_receive(messages, timeout=timeout) if not r.has_error()]
+            for reply in replies:
+                targets = flower.from_record(flower.arrays_of(reply.content)[flower.TALLY])
+                losses.append(targets["losses"].numpy())
+                hits.append(targets["hits"].numpy())
+                clients_of = flower.record_of(reply.content, flower.CLIENTS)
+                judged += flower.column(clients_of, "id") or [nodes.client(reply.metadata.src_node_id)]
+                counts += flower.column(clients_of, flower.NUM_EXAMPLES) or [len(losses[-1])]
+        return self._take(round, np.array(judged, np.int64), np.array(counts, np.int64), losses, hits)
+
+    def _take(
+        self, round: int, clients: np.ndarray, counts: np.ndarray, losses: list[np.ndarray], hits: list[np.ndarray]
+    ) -> Row:
+        loss, hit = np.concatenate(losses), np.concatenate(hits)
+        regression = bool(np.isnan(hit).any())
+        self.prequential.update(clients, counts, loss, None if regression else hit)
+        values = loss if regression or self.watcher.watch.watch == "losses" else 1.0 - hit
+        alarm = self.watcher.update(round, clients, counts, values)
+        self.response.hear(round, alarm)
+        everyone = np.arange(self.population.num_clients)
+        amount = float(self.population.drift.amount(everyone, round).mean()) if self.population.drift.drifts else 0.0
+        return {**self.prequential.columns(), "drift": amount, "detected": int(alarm)}
+
+    @property
+    def drifts(self) -> bool:
+        """Whether there is more than one concept to judge a model in."""
+        return self.population.drift.drifts
+
+    def concept(self, round: int) -> float:
+        """How far most clients are in the new concept, as one of the drift's amounts."""
+        drift = self.population.drift
+        amount = float(np.median(drift.amount(np.arange(self.population.num_clients), round)))
+        return min(drift.concepts, key=lambda concept: abs(concept - amount))
+
+    def answered(self, round: int, before: Params, after: Params) -> Params:
+        """The arrays after this round, as the response to an alarm has them."""
+        return self.response.arrays(round, self.start, before, after)
+
+    def describe(self, rounds: int) -> dict[str, Any]:
+        """What summary.json says of the streams and of the drift that there was."""
+        return {**self.population.describe(rounds), "drift": self.population.drift.truth(rounds)}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "prequential": self.prequential.state(),
+            "watcher": self.watcher.state(),
+            "response": self.response.state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.prequential.load_state(state["prequential"])
+        self.watcher.load_state(state["watcher"])
+        self.response.load_state(state["response"])
