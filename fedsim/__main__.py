@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -21,6 +22,7 @@ def main() -> None:
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, and this function words the sentence
     gc.disable()  # imports make 200,000 objects and no garbage, and a tenth of the start went into looking for it
+    atexit.register(gc.freeze)  # what is left ends with the process, which would first spend a second on its garbage
     try:
         command = _run(wants_traceback)
     except BrokenPipeError:  # as in `fedsim --help | head`: whoever read it has had enough

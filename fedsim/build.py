@@ -154,7 +154,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
         field=field,
         schedule=schedule,
         compression=compression,
-        online=make_online(cfg, population, evaluation, start),
+        online=make_online(cfg, population, algorithm, evaluation, start),
     )
     return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid, chunk_size)
 

@@ -32,6 +32,11 @@ def make_schedule(cfg: DictConfig, algorithm: Algorithm) -> Schedule:
     schedule: Schedule = make(cfg.schedule, "schedule")
     if not has_devices(algorithm):
         return Synchronous()
+    if schedule.mixes and not algorithm.client.sends_model:
+        raise FedsimError(
+            "this strategy adds up what clients send in one round, so nothing of it can be stale; use schedule=synchronous with "
+            "schedule.stragglers=drop"
+        )
     if schedule.mixes and not algorithm.linear:
         raise FedsimError(
             "schedule=fedbuff, fedasync and schedule.stragglers=use need a strategy that takes the mean of the updates; "
@@ -72,6 +77,10 @@ def make_compression(cfg: DictConfig, algorithm: Algorithm) -> Compression:
     compression: Compression = make(cfg.compression, "compression")
     if not has_devices(algorithm):
         return Uncompressed()
+    if (compression.compresses or compression.down is not None) and not algorithm.client.sends_model:
+        raise FedsimError(
+            "this strategy adds up exact sums of the examples, which a codec would spoil; use compression=none"
+        )
     if compression.compresses and cfg.privacy._target_.endswith("DistributedPrivacy"):
         raise FedsimError(
             "privacy=distributed sends masked integers, which no codec makes smaller (privacy.bits does); use compression=none"

@@ -52,6 +52,11 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
             "privacy=example is accounted for data that stay the same, which streams do not; use privacy=user, which promises a "
             "client's whole stream, or streams=none"
         )
+    if not algorithm.client.sends_model and arrivals.memory != "once" and algorithm.strategy.forgetting > 0:  # type: ignore[attr-defined]
+        raise FedsimError(
+            f"streams.memory={arrivals.memory} would have this strategy add the same examples up in many rounds; set "
+            "streams.memory=once, or strategy.forgetting=0"
+        )
     return StreamedPopulation(*given, arrivals=arrivals, schedule=schedule)
 
 
@@ -64,7 +69,9 @@ def columns_of(dataset: Dataset) -> Columns:
     return Columns(label, train.owner, train.time)
 
 
-def make_online(cfg: DictConfig, population: Population, plan: EvaluationPlan, start: Params) -> Online | None:
+def make_online(
+    cfg: DictConfig, population: Population, algorithm: Algorithm, plan: EvaluationPlan, start: Params
+) -> Online | None:
     """What the server does on streams; None without any. start: the arrays that the run begins with."""
     watch: Watch = make(cfg.detector, "detector")
     response: Response = make(cfg.response, "response")
@@ -75,5 +82,15 @@ def make_online(cfg: DictConfig, population: Population, plan: EvaluationPlan, s
                 "or detector=none response=none"
             )
         return None
+    if response.kind != "none" and _keeps_arrays(algorithm):
+        raise FedsimError(
+            f"response={response.kind} changes the server's arrays, of which this strategy keeps a copy of its own that would "
+            "undo it; use strategy=fedavg, or response=none"
+        )
     prequential = Prequential(plan.fading, plan.window)
     return Online(population, prequential, Watcher(watch, cfg.seed), response, start)
+
+
+def _keeps_arrays(algorithm: Algorithm) -> bool:
+    """Whether the strategy goes on from arrays of its own rather than from those that it is given."""
+    return not algorithm.client.sends_model or hasattr(algorithm.strategy, "current_arrays")

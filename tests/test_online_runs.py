@@ -117,6 +117,11 @@ def test_a_swap_of_labels_costs_accuracy_and_is_written_down(tmp_path: Path) -> 
         (("drift=sudden",), "set streams=steady"),
         (("detector=adwin",), "streams=steady"),
         (("streams=steady", "strategy=central"), "have no streams"),
+        (("streams=steady", "privacy=example", "privacy.epsilon=4"), "privacy=example is accounted for data that stay"),
+        (("streams=steady", "strategy=fedavgm", "response=reset"), "a copy of its own"),
+        (("streams=steady", "strategy=rls"), "set streams.memory=once"),
+        (("strategy=rls", "compression=qsgd"), "exact sums"),
+        (("strategy=rls", "fleet=phones", "schedule=fedbuff", "sampler=fixed"), "nothing of it can be stale"),
     ],
 )
 def test_what_makes_no_sense_without_streams_is_refused(overrides: tuple[str, ...], sentence: str) -> None:

@@ -109,7 +109,7 @@ def test_a_failing_cell_is_listed_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    long = ("rounds=400", "seed=0,1,2,3", "evaluation.every=50", "hydra.launcher.workers=1")
+    long = ("rounds=150", "seed=0,1,2,3", "evaluation.every=50", "hydra.launcher.workers=1")
     process = start(tmp_path, *SWEEP, *long)
     wait_for(lambda: len({path.parent for path in tmp_path.glob("sweeps/custom/*/checkpoints/round_*")}) == 4)
     process.send_signal(signal.SIGINT)
@@ -120,12 +120,12 @@ def test_ctrl_c_keeps_what_was_learnt_and_the_same_command_goes_on(tmp_path: Pat
     assert len({path.parent.parent for path in kept}) == 4
     code, _, err = sweep(tmp_path, *long)
     assert code == 0, err
-    assert [one["rounds"] for one in summaries(tmp_path).values()] == [400] * 4
+    assert [one["rounds"] for one in summaries(tmp_path).values()] == [150] * 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_process_that_dies_fails_its_cells_alone_and_they_go_on(tmp_path: Path) -> None:
-    long = ("rounds=300", "seed=0,1", "evaluation.every=50", "hydra.launcher.workers=2")
+    long = ("rounds=120", "seed=0,1", "evaluation.every=50", "hydra.launcher.workers=2")
     process = start(tmp_path, *SWEEP, *long)
     wait_for(lambda: len({path.parent for path in tmp_path.glob("sweeps/custom/*/checkpoints/round_*")}) == 2)
     os.kill(children(process)[0], signal.SIGKILL)

@@ -52,14 +52,20 @@ def stream_title(run: Run) -> str:
     events = events_of(run)
     accuracy = run.curve("prequential_accuracy")[1]
     if not events:
-        end = f"{percent(float(accuracy[-1]))} of what comes next is right" if len(accuracy) else "the loss on what comes next"
+        end = (
+            f"{percent(float(accuracy[-1]))} of what comes next is right"
+            if len(accuracy)
+            else "the loss on what comes next"
+        )
         return f"After {count_text(run.summary.get('rounds'))} rounds of a stream without drift, {end}"
     first = events[0]
     words = [f"{first['kind'].replace('_', ' ')} at round {first['round']}"]
     delay, back = noticed(run, first), recovered(run, first)
     if len(run.curve("detected")[0]) and known(delay):
         words.append("noticed in the same round" if delay == 0 else f"noticed {delay} round{'s' * (delay != 1)} later")
-    words.append("never recovered from" if back is None else f"recovered from after {back} rounds" if back else "without a dip")
+    words.append(
+        "never recovered from" if back is None else f"recovered from after {back} rounds" if back else "without a dip"
+    )
     return f"Drift: {', '.join(words)}"
 
 
@@ -90,5 +96,9 @@ def _event_words(run: Run, event: dict[str, Any]) -> str:
     alarm = "no alarm followed" if delay is None else f"the alarm came after {delay} round{'s' * (delay != 1)}"
     end = "accuracy had not recovered by the end" if back is None else f"accuracy was back after {back} rounds"
     what = event["kind"].replace("_", " ")
-    span = f"at round {event['round']}" if event["until"] == event["round"] else f"over rounds {event['round']} to {event['until']}"
+    span = (
+        f"at round {event['round']}"
+        if event["until"] == event["round"]
+        else f"over rounds {event['round']} to {event['until']}"
+    )
     return f"Drift ({what}, towards the {event['towards']} concept, {event['clients']} clients) {span}: {alarm}; {end}."

@@ -95,7 +95,8 @@ def _largest_gaps(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     gaps = np.abs(np.cumsum(steps, axis=0))
     values = np.take_along_axis(pooled, order, axis=0)
     gaps[:-1][values[:-1] == values[1:]] = 0.0  # inside a run of ties neither distribution function is complete
-    return gaps.max(axis=0)
+    largest: np.ndarray = gaps.max(axis=0)
+    return largest
 
 
 def mean_discrepancy(reference: np.ndarray, current: np.ndarray) -> float:

@@ -164,7 +164,8 @@ def _joined(before: np.ndarray, after: np.ndarray, fading: float) -> np.ndarray:
     """Sums (..., 6) of a stream followed by another: only the fading half of the first gives way."""
     kept = np.ones_like(before)
     kept[..., _FADED_COUNT:] = np.power(fading, after[..., _COUNT])[..., None]
-    return before * kept + after
+    joined: np.ndarray = before * kept + after
+    return joined
 
 
 def _share(sums: np.ndarray, part: int, whole: int) -> float | None:

@@ -99,7 +99,8 @@ def forgetting(accuracy: np.ndarray) -> np.ndarray:
     accuracy = np.asarray(accuracy, dtype=np.float64)
     best = np.fmax.accumulate(accuracy, axis=0)
     earlier = np.vstack([np.full((1, accuracy.shape[1]), np.nan), best[:-1]])
-    return earlier - accuracy
+    forgotten: np.ndarray = earlier - accuracy
+    return forgotten
 
 
 def average_forgetting(accuracy: np.ndarray, current: Sequence[int]) -> np.ndarray:

@@ -118,7 +118,7 @@ class Shown(Detector):
     """
 
     def __init__(self, new: Callable[[], Any], observations: Observations, margin: float, kept: int) -> None:
-        """new: makes a detector of river that was shown nothing."""
+        """new: makes a detector of river that was shown nothing. kept: observations, after a change that is no alarm."""
         self._new, self._observations, self._margin, self._kept = new, observations, margin, kept
         self._begin([])
 

@@ -92,6 +92,10 @@ def _chosen(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float, ex
     options = replace(Execution(), compile=asked.compile, precision=asked.precision)
     if asked.way == "one":
         return _one(options, "one client at a time, as asked")
+    if engine.client_half.alone and asked.way == "auto":
+        return _one(
+            options, "one client at a time, since this strategy's client half makes no steps, or has a loss of its own"
+        )
     if asked.way == "auto" and asked.width == "auto" and _better_alone(engine):
         return _one(
             options, "one client at a time, since its convolutions or recurrent layers keep a core busy with one"

@@ -61,5 +61,7 @@ def _mark(axes: Axes, run: Run) -> None:
     alarms = rounds[detected > 0]
     if len(alarms):
         low = axes.get_ylim()[0]
-        axes.plot(alarms, [low] * len(alarms), "^", color="black", markersize=7, clip_on=False, label="detector's alarm")
+        axes.plot(
+            alarms, [low] * len(alarms), "^", color="black", markersize=7, clip_on=False, label="detector's alarm"
+        )
         axes.set_ylim(bottom=low)

@@ -49,14 +49,17 @@ def drawing() -> Iterator[None]:
     """
     import matplotlib
 
-    gc.freeze()
+    aside = gc.get_freeze_count() > 0  # by somebody else, who will say when no longer
+    if not aside:
+        gc.freeze()
     try:
         with matplotlib.rc_context():
             matplotlib.rcdefaults()
             matplotlib.rcParams.update(STYLE)
             yield
     finally:
-        gc.unfreeze()
+        if not aside:
+            gc.unfreeze()
 
 
 def save(figure: Figure, path: Path) -> None:
