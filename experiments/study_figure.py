@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, ORANGE, GREY)
 STYLES = ("-", "--", ":")
+MARKERS = "os^DvP*X"
 
 
 def figure(grid: Grid, title: str, across: str) -> Figure:
@@ -59,9 +60,19 @@ def scatter(grid: Grid, title: str, across: str, up: str) -> Figure:
     points = {name: (row[across].mean, row[up]) for name, row in grid.items() if across in row and up in row}
     with mpl.rc_context(STYLE):
         made, (axes,) = figure_of(title, 1)
-        for name, (x, mean) in points.items():
-            axes.errorbar(x, mean.mean, yerr=mean.half or 0.0, color=BLUE, marker="o", capsize=2.5)
-            axes.annotate(name, (x, mean.mean), xytext=(5, 3), textcoords="offset points", parse_math=False)
+        for place, (name, (x, mean)) in enumerate(points.items()):
+            color, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+            axes.errorbar(
+                x,
+                mean.mean,
+                yerr=mean.half or 0.0,
+                color=color,
+                marker=marker,
+                ms=5,
+                ls="none",
+                capsize=2.5,
+                label=name,
+            )
         places = [x for x, _ in points.values()]
         if min(places) > 0 and max(places) >= 10 * min(places):
             axes.set_xscale("log")
@@ -69,6 +80,7 @@ def scatter(grid: Grid, title: str, across: str, up: str) -> Figure:
         axes.margins(x=0.08)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
+        made.legend(loc="outside right center")
     return made
 
 

@@ -87,6 +87,14 @@ def make_online(
             f"response={response.kind} changes the server's arrays, of which this strategy keeps a copy of its own that would "
             "undo it; use strategy=fedavg, or response=none"
         )
+    if watch.kind != "none" and watch.watch == "errors" and population.dataset.task == "regression":
+        raise FedsimError(
+            "detector.watch=errors needs classes to be wrong about; set detector.watch=losses for a regression"
+        )
+    if watch.watch not in ("none", "errors", "losses"):
+        raise FedsimError(
+            f"detector.watch={watch.watch} is not seen by the server of a run, who hears of errors and losses; set one of these"
+        )
     prequential = Prequential(plan.fading, plan.window)
     return Online(population, prequential, Watcher(watch, cfg.seed), response, start)
 

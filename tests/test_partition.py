@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.stats import kstest
 
-from fedsim.build import columns_of
+from fedsim.build_population import columns_of
 from fedsim.data import partition as schemes
 from fedsim.data.dataset import Dataset, Examples
 from fedsim.data.partition import Columns, Partition

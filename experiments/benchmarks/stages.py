@@ -14,6 +14,7 @@ from experiments.benchmarks.measure import finished
 from experiments.benchmarks.workloads import Workload, make_parts
 from fedsim import flower
 from fedsim.data.population import Population
+from fedsim.evaluating import Evaluator
 from fedsim.grids.base import SimulationGrid
 from fedsim.judging import Judge
 from fedsim.nodes import node_ids
@@ -28,7 +29,7 @@ STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "sum": ((Reply, "add"), (Reply, "content"), (Total, "add"), (Total, "reply")),
     "message": ((SimulationGrid, "send_and_receive"), (flower, "to_record"), (flower, "from_record")),
     "aggregate": ((Server, "_aggregate"),),
-    "evaluate": ((Server, "_central"), (Server, "_federated"), (Judge, "shard"), (Judge, "clients")),
+    "evaluate": ((Evaluator, "row"), (Judge, "shard"), (Judge, "clients")),
 }
 """What belongs to a stage; inside each other, time counts to the inner one. What is in none is the server's own."""
 OPERATORS = 12

@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
 
 from fedsim.checks import did_you_mean, require_number, shown
 from fedsim.fleet.draws import uniforms
