@@ -116,6 +116,8 @@ class Mix(Fleet):
     def hardware(self, clients: np.ndarray, seed: int) -> Hardware:
         """See Fleet."""
         # a kind of share 0 is nobody's: nothing lies between its borders, and draws lie strictly between 0 and 1
+        from scipy.special import ndtri
+
         kind = np.searchsorted(self._borders, uniforms(seed, "kind", clients))
         median = take(self._medians, kind)
         speed = np.exp(self._spread[kind] * ndtri(uniforms(seed, "speed", clients)))
