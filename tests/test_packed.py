@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def play(parts: Parts) -> Params:
     return parts.server.state.arrays
 
 
-def packed(cells: list[tuple[str, ...]], double: bool = False, most: int = 99) -> tuple[list[Any], list[int]]:
+def packed(cells: Sequence[tuple[str, ...]], double: bool = False, most: int = 99) -> tuple[list[Any], list[int]]:
     """What each cell gave, and the sizes of the groups that were trained."""
     pack, widths, outcomes = Pack(most), list[int](), dict[int, Any]()
     whole = pack._train_group
@@ -334,7 +334,7 @@ def in_company(overrides: tuple[str, ...], base: Path, company: Alongside) -> Ou
     return run_cell(config(*SMALL, *overrides), base / "-".join(overrides), overrides, with_company)
 
 
-def run_in_company(cells: list[tuple[str, ...]], base: Path, company: Alongside) -> list[Outcome]:
+def run_in_company(cells: Sequence[tuple[str, ...]], base: Path, company: Alongside) -> list[Outcome]:
     outcomes: dict[int, Any] = {}
     company.pack.run([lambda one=one: in_company(one, base, company) for one in cells], outcomes.__setitem__)
     assert all(isinstance(outcome, Outcome) for outcome in outcomes.values()), outcomes
