@@ -82,6 +82,11 @@ def make_online(
                 "or detector=none response=none"
             )
         return None
+    if response.kind != "none" and not cfg.privacy._target_.endswith("NoPrivacy"):
+        raise FedsimError(
+            f"response={response.kind} would have the model follow clients' errors, to which no mechanism adds noise, so "
+            "its epsilon would not hold; use response=none, or privacy=none"
+        )
     if response.kind != "none" and _keeps_arrays(algorithm):
         raise FedsimError(
             f"response={response.kind} changes the server's arrays, of which this strategy keeps a copy of its own that would "

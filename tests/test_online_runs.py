@@ -119,6 +119,10 @@ def test_a_swap_of_labels_costs_accuracy_and_is_written_down(tmp_path: Path) -> 
         (("streams=steady", "strategy=central"), "have no streams"),
         (("streams=steady", "privacy=example", "privacy.epsilon=4"), "privacy=example is accounted for data that stay"),
         (("streams=steady", "strategy=fedavgm", "response=reset"), "a copy of its own"),
+        (
+            ("streams=steady", "privacy=user", "privacy.noise_multiplier=1", "privacy.delta=0.01", "response=boost"),
+            "its epsilon would not hold",
+        ),
         (("streams=steady", "strategy=rls"), "set streams.memory=once"),
         (("strategy=rls", "compression=qsgd"), "exact sums"),
         (("strategy=rls", "fleet=phones", "schedule=fedbuff", "sampler=fixed"), "nothing of it can be stale"),

@@ -30,8 +30,15 @@ def describe(device: str) -> dict[str, Any]:
         "commit": commit(),
         "busy": round(os.getloadavg()[0], 1),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["python", "-m", __package__, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", __package__, *without_folder(sys.argv[1:])]),
     }
+
+
+def without_folder(arguments: list[str]) -> list[str]:
+    """The command's arguments, less where its results went, which is a path of this machine."""
+    places = [place for place, word in enumerate(arguments) if word == "--out"]
+    gone = {*places, *(place + 1 for place in places)}
+    return [w for place, w in enumerate(arguments) if place not in gone and not w.startswith("--out=")]
 
 
 def sentence(machine: dict[str, Any]) -> str:
