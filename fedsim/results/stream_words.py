@@ -8,12 +8,7 @@ import numpy as np
 
 from fedsim.results.finished import Run
 from fedsim.results.formats import count_text, known, percent
-
-BACK = 0.02
-"""Accuracy below its mean before a drift at which it counts as recovered."""
-
-BEFORE = 10
-"""Rounds before a drift whose mean is what recovery is measured against."""
+from fedsim.streams.regret import forgetting, judge_alarms, recoveries
 
 
 def events_of(run: Run) -> list[dict[str, Any]]:
@@ -22,29 +17,25 @@ def events_of(run: Run) -> list[dict[str, Any]]:
 
 
 def recovered(run: Run, event: dict[str, Any]) -> int | None:
-    """Rounds from the beginning of a drift until a round's arrivals are judged as well as before it, on a mean of three rounds.
-
-    None where they never are, or there is no accuracy before it.
-    """
-    rounds, accuracy = run.curve("round_accuracy")
-    before = accuracy[(rounds >= event["round"] - BEFORE) & (rounds < event["round"])]
-    later, values = rounds[rounds >= event["round"]], accuracy[rounds >= event["round"]]
-    if not len(before) or len(values) < 3:
-        return None
-    smooth = np.convolve(values, np.full(3, 1 / 3), mode="valid")
-    fallen = np.flatnonzero(smooth < before.mean() - BACK)
-    if not len(fallen):
-        return 0
-    back = np.flatnonzero(smooth[fallen[0] :] >= before.mean() - BACK)
-    return int(later[fallen[0] + back[0] + 2] - event["round"]) if len(back) else None
+    """Rounds until arrivals are judged as well as before the drift, by `fedsim.streams.regret.recoveries`; None if never."""
+    found = recoveries(run.rounds.get("round_accuracy", np.full(len(run.rounds["round"]), np.nan)), _begun(run))
+    return next(one.rounds for one in found if one.round == event["round"])
 
 
 def noticed(run: Run, event: dict[str, Any]) -> int | None:
-    """Rounds from the beginning of a drift to the first alarm; None where there was none before the next event."""
+    """Rounds from the beginning of a drift to its first alarm; None where there was none before the next event."""
+    drifts = _begun(run)
+    return judge_alarms(_alarms(run), drifts, len(run.rounds["round"])).delays[drifts.index(event["round"])]
+
+
+def _begun(run: Run) -> list[int]:
+    """The rounds in which drifts begin, ascending."""
+    return sorted({event["round"] for event in events_of(run)})
+
+
+def _alarms(run: Run) -> list[int]:
     rounds, detected = run.curve("detected")
-    nexts = [other["round"] for other in events_of(run) if other["round"] > event["round"]]
-    alarms = rounds[(detected > 0) & (rounds >= event["round"]) & (rounds < min(nexts, default=np.inf))]
-    return int(alarms[0] - event["round"]) if len(alarms) else None
+    return [int(round) for round in rounds[detected > 0]]
 
 
 def stream_title(run: Run) -> str:
@@ -84,10 +75,11 @@ def stream_words(run: Run) -> list[str]:
     if told["clients_exhausted"]:
         said.append(f"The rows of {count_text(told['clients_exhausted'])} clients were used up before the end.")
     said += [_event_words(run, event) for event in events_of(run)]
-    rounds, detected = run.curve("detected")
-    first = min((event["round"] for event in events_of(run)), default=np.inf)
-    if false := int((detected[rounds < first] > 0).sum()):
+    if false := judge_alarms(_alarms(run), _begun(run), len(run.rounds["round"])).false:
         said.append(f"{false} alarm{'s' * (false != 1)} came before anything had drifted.")
+    old = run.rounds.get("old_concept_accuracy")
+    if old is not None and events_of(run) and known(lost := float(forgetting(old[:, None])[-1, 0])) and lost > 0:
+        said.append(f"Of the old concept {lost * 100:.1f} points of accuracy were forgotten by the end.")
     return said
 
 
