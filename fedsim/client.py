@@ -24,7 +24,7 @@ from fedsim.judging import Judge, tally_record
 from fedsim.privacy.base import Protection
 from fedsim.replies import Reply, vectors
 from fedsim.training.trainer import Trainer
-from fedsim.training.updates import ClientFailure, ClientUpdate
+from fedsim.training.updates import ClientFailure, ClientUpdate, Folded
 from fedsim.types import FedsimError, Params
 
 CODEC = "codec/"
@@ -145,9 +145,15 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     round = flower.column(config, "server-round")[0]
     data_of = partial(devices.population.training_data, round=round)
-    updates = devices.trainer.train(received, clients, data_of, partial(devices.state_of, states), round)
     reply = Reply(fold, protection.sums)
-    for update in updates:
+    asked = received, clients, data_of, partial(devices.state_of, states), round
+    plain = fold and not (protection.transforms or devices.compression.compresses)
+    for update in devices.trainer.train_folded(*asked, reply.weigh) if plain else devices.trainer.train(*asked):
+        if isinstance(update, Folded):
+            reply.add_folded(update)
+            for one in update.updates:
+                states.put(one.client, one.state)
+            continue
         if isinstance(update, ClientFailure) and protection.hides_failures:
             if chunked:
                 reply.fail(update)  # the simulation's own count; the server is sent an update like any other

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import Tensor, dtype
 
 from fedsim import flower
-from fedsim.training.updates import ClientFailure, ClientUpdate
+from fedsim.training.updates import ClientFailure, ClientUpdate, Folded
 from fedsim.types import FedsimError, Params
 
 
@@ -27,14 +27,22 @@ class Reply:
 
     def add(self, update: ClientUpdate) -> None:
         """Take in one client's update; its arrays are read now, and not kept unless each replies for itself."""
-        row = {flower.NUM_EXAMPLES: update.num_examples, **update.metrics}
-        self.metrics[update.client] = row
+        self.metrics[update.client] = said(update)
         if self.sums:
             add_to(self.sum, update.arrays)
         elif self.fold:
-            add_to(self.sum, update.arrays, float(row[self.fold]))
+            add_to(self.sum, update.arrays, self.weigh(update))
         else:
             self.records[update.client] = flower.to_record({n: array.clone() for n, array in update.arrays.items()})
+
+    def add_folded(self, folded: Folded) -> None:
+        """Take in clients whose arrays were weighed (`weigh`) and summed where they were trained."""
+        self.metrics |= {update.client: said(update) for update in folded.updates}
+        add_to(self.sum, folded.arrays)
+
+    def weigh(self, update: ClientUpdate) -> float:
+        """Of an update in the sum."""
+        return float(said(update)[self.fold])
 
     def content(self, chunked: bool) -> RecordDict:
         """The reply's records: a real node's as Flower's own; a chunk's with lists, one element a client, beside the arrays."""
@@ -49,6 +57,11 @@ class Reply:
             content[f"{flower.ARRAYS}/{client}"] = record
             content[f"{flower.METRICS}/{client}"] = MetricRecord(dict(self.metrics[client]))
         return content
+
+
+def said(update: ClientUpdate) -> dict[str, float]:
+    """What an update says beside its arrays."""
+    return {flower.NUM_EXAMPLES: update.num_examples, **update.metrics}
 
 
 class Total:

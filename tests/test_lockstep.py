@@ -112,18 +112,22 @@ def objective_of(name: str) -> Any:
 
 
 def trained(
-    trainer: Trainer, execution: Execution, name: str, rounds: int = 3, dtype: torch.dtype = torch.float64
+    trainer: Trainer,
+    execution: Execution,
+    name: str,
+    rounds: int = 3,
+    dtype: torch.dtype = torch.float64,
+    data: Callable[[int], ClientData] | None = None,
 ) -> tuple[Params, list[Any]]:
     """FedAvg over all clients for some rounds; the arrays at the end, and the last round's results without theirs."""
     trainer.execution = execution
+    held = data or data_of(name, dtype)
     arrays = {n: a.clone() for n, a in model_arrays(trainer.model).items()}
     states: dict[int, Params] = {}
     last: list[Any] = []
     for round in range(1, rounds + 1):
         total, weight, last = {n: torch.zeros_like(a) for n, a in arrays.items()}, 0, []
-        for result in trainer.train(
-            arrays, range(len(SIZES)), data_of(name, dtype), lambda c: states.get(c, {}), round
-        ):
+        for result in trainer.train(arrays, range(len(SIZES)), held, lambda c: states.get(c, {}), round):
             if isinstance(result, ClientFailure):
                 last.append(result)
                 continue

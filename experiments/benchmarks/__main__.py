@@ -43,12 +43,14 @@ def _side_by_side(
 def _workloads(given: argparse.Namespace) -> list[Workload]:
     works = [WORKLOADS[name] for name in given.workload or WORKLOADS]
     works = [work.quick() for work in works] if given.quick else works
-    return [dataclasses.replace(work, rounds=given.rounds or work.rounds) for work in works]
+    works = [dataclasses.replace(work, rounds=given.rounds or work.rounds) for work in works]
+    return [work.of(given.cohort) for work in works] if given.cohort else works
 
 
 def options(given: argparse.Namespace) -> engines.Options:
     """Of all that takes turns."""
-    return engines.Options(given.device, given.repeats, not given.quick, lambda words: print(words, file=sys.stderr))
+    memory = not (given.quick or given.no_memory)
+    return engines.Options(given.device, given.repeats, memory, lambda words: print(words, file=sys.stderr))
 
 
 def aggregate(given: argparse.Namespace) -> dict[str, Any]:
@@ -81,6 +83,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)}; all of them without a name")
     parser.add_argument("--repeats", type=int, help="turns that each engine takes (3; quick: 1)")
     parser.add_argument("--rounds", type=int, help="timed rounds of a turn, instead of the workload's own number")
+    parser.add_argument("--cohort", type=int, help="clients a round, instead of the workload's own number")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the turns that look at memory alone")
     parser.add_argument("--quick", action="store_true", help="little work: to see that all of it runs, not how fast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where clients train")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one; may be given again")
@@ -92,7 +96,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(words)
     if unknown := [name for name in given.names if name not in BENCHMARKS]:
         parser.error(f"{unknown[0]} is not one of {', '.join(BENCHMARKS)}")
-    for name in ("repeats", "rounds"):
+    for name in ("repeats", "rounds", "cohort"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name} must be at least 1")
     given.repeats = given.repeats or (1 if given.quick else 3)

@@ -37,6 +37,10 @@ class Workload:
         few, fewer = min(4, self.cohort), min(2, self.private_cohort)
         return dataclasses.replace(self, cohort=few, private_cohort=fewer, rounds=1)
 
+    def of(self, cohort: int) -> Workload:
+        """With so many clients a round, plain and private."""
+        return dataclasses.replace(self, cohort=cohort, private_cohort=cohort)
+
     def private(self) -> Workload:
         """With DP-SGD on devices: the batch becomes the expected batch of as many steps."""
         return dataclasses.replace(self, overrides=(*self.overrides, *PRIVATE), cohort=self.private_cohort)

@@ -151,13 +151,21 @@ def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort:
     elif _heavy(engine.model):
         width, why = 1, "its convolutions or recurrent layers keep a core busy with one client"
     else:
-        width, why = max(1, min(MOST_ON_CPU, CACHE_BYTES // size)), f"{size / 2**20:.2g} MiB of arrays each"
+        kept = lockstep_of(replace(found, width=1), engine).bytes_kept(examples)
+        width, why = max(1, min(MOST_ON_CPU, CACHE_BYTES // kept)), f"{kept / 2**20:.2g} MiB each"
         width = min(width, max(1, math.ceil(cohort / SHARES)))
     fits = max(1, int(asked.memory_mb * 1e6) // bytes_each(engine, size, x, examples))
     if fits < width:
         width, why = fits, f"as many as fit into grid.memory_mb={asked.memory_mb}"
     words = f"{found.way} of {width}" if width > 1 else "one client at a time, on stacked layers"
     return replace(found, width=width, why=f"{words} ({why})")
+
+
+def lockstep_of(execution: Execution, engine: Alone) -> Lockstep:
+    """The engine's own training, in lockstep."""
+    settings, half = engine.settings, engine.client_half
+    parts = (engine.model, engine.objective, settings, half, engine.seed, engine.smallest_batch, engine.local_steps)
+    return Lockstep(make_copies(engine.model, execution), *parts)
 
 
 def bytes_each(engine: Alone, size: int, x: Tensor, examples: int) -> int:

@@ -93,6 +93,11 @@ class Group:
         """What the active members draw under DP-SGD."""
         return [member.private for member in self.members[:active] if member.private is not None]
 
+    @property
+    def longest(self) -> list[int]:
+        """Rows of each step's longest batch, of plain training."""
+        return [max(size or 0 for size in sizes) for sizes in self._drawn[1]]
+
     @cached_property
     def _drawn(self) -> tuple[Tensor, list[tuple[int, ...]]]:
         """(steps, members, longest batch) row numbers, -1 where a batch is filled up or not made; each step's batch sizes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fedsim.training.arrays import distinct, load_arrays
 from fedsim.training.chain import Chain, chain_of
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
+from fedsim.training.factored import FEWEST_PER_BASE, Coefficients, Factored, bases_of, numbers_a_row, worth_it
 from fedsim.training.group import Group, Job, Member, Recipe
 from fedsim.training.objectives import ONE_TARGET, Objective, client_gradients, client_losses
 from fedsim.training.private_lockstep import PerExample, private_gradients, private_step, whole_batches
@@ -28,12 +29,17 @@ from fedsim.training.steps import SGD, clip_each, make_stacked_step
 from fedsim.training.updates import (
     ClientFailure,
     ClientUpdate,
+    Folded,
+    Weigh,
     batches,
     check_metrics,
     no_batch,
     not_finite,
 )
 from fedsim.types import ClientData, FedsimError, Params
+
+Results: TypeAlias = "tuple[list[ClientUpdate | ClientFailure], Params | None]"
+"""Of each client; and, where updates were folded and have no arrays of their own, the sum of all of them."""
 
 
 class Lockstep:
@@ -62,6 +68,8 @@ class Lockstep:
         self.finishes = own.finish is not ClientHalf.finish
         plain = settings.optimizer is None and not settings.momentum and settings.max_grad_norm is None
         self.plain = plain and not self.corrects
+        steps_by_sgd = settings.optimizer is None and settings.max_grad_norm is None and local_steps is None
+        self.linear = steps_by_sgd and not self.corrects  # a step, in the weights and the gradient
         self.fused: dict[str, list[str]] = {}
         self.chain: Chain | None = None
         if isinstance(copies, Stack):
@@ -88,26 +96,51 @@ class Lockstep:
         """
         return self.train_jobs([Job(self.recipe, received, client, data_of, state_of, round) for client in clients])
 
+    def train_folded(
+        self,
+        received: Params,
+        clients: Sequence[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+        weigh: Weigh,
+    ) -> list[ClientUpdate | ClientFailure | Folded]:
+        """As `train`, but where it can be had the updates' sum, ahead of the failures."""
+        jobs = [Job(self.recipe, received, client, data_of, state_of, round) for client in clients]
+        results, total = self._trained(jobs, weigh)
+        if total is None:
+            return [*results]
+        folded = Folded(total, [result for result in results if isinstance(result, ClientUpdate)])
+        return [folded, *(result for result in results if isinstance(result, ClientFailure))]
+
     def train_jobs(self, jobs: Sequence[Job]) -> list[ClientUpdate | ClientFailure]:
-        """As `train`, for clients of any runs whose recipes are alike."""
+        """As `train`, for clients of any runs whose recipes are alike, and without a sum."""
+        return self._trained(jobs, None)[0]
+
+    def _trained(self, jobs: Sequence[Job], weigh: Weigh | None) -> Results:
         results: dict[int, ClientUpdate | ClientFailure] = {}
         members: list[Member] = []
+        total: Params | None = None
         for place, job in enumerate(jobs):
             try:
                 members.append(self._member(place, job, job.data_of(job.client), job.state_of(job.client)))
             except Exception as error:  # whatever a device's own code raises must not end the round for the others
                 results[place] = ClientFailure.of(job.client, error)
         if members:
-            members.sort(key=lambda member: -member.steps)
+            places: dict[int, int] = {}  # of the arrays that members begin at: those who share them are side by side
+            for member in members:
+                places.setdefault(id(member.initial), len(places))
+            members.sort(key=lambda member: (-member.steps, places[id(member.initial)]))
+            found: Sequence[ClientUpdate | ClientFailure]
             try:
-                found = self._fit(members)
+                found, total = self._fit(members, weigh)
             except Exception as error:
                 if len(jobs) > 1:
                     raise
                 found = [ClientFailure.of(jobs[0].client, error)]
             for member, result in zip(members, found, strict=True):
                 results[member.place] = result
-        return [results[place] for place in range(len(jobs))]
+        return [results[place] for place in range(len(jobs))], total
 
     def _member(self, place: int, job: Job, data: ClientData, state: Params) -> Member:
         if len(data.x) == 0:
@@ -157,15 +190,18 @@ class Lockstep:
             raise no_batch(len(data.x), self.smallest_batch)
         return rows
 
-    def _fit(self, members: list[Member]) -> list[ClientUpdate | ClientFailure]:
-        """Run the round's steps for members in the order of their steps, most first; a result for each."""
-        copies, lr = self.copies, max(member.lr for member in members)
+    def _fit(self, members: list[Member], weigh: Weigh | None) -> Results:
+        """Run the round's steps for members in the order of their steps, most first; a result for each, and perhaps the sum."""
+        group, lr = Group(members), max(member.lr for member in members)
+        if any(member.lr != lr for member in members):
+            weight = self.copies.arrays[self.copies.trained[0]]
+            group.relative_lr = weight.new_tensor([member.lr / lr for member in members])
+        if (factored := self._factored(group, lr)) is not None:
+            return self._fit_factored(factored, group, weigh)
+        copies = self.copies
         copies.load([member.initial for member in members])
         copies.generators = [member.generator for member in members]
-        group = Group(members)
         copies.narrow(len(members))
-        if any(member.lr != lr for member in members):
-            group.relative_lr = copies.weights()[0].new_tensor([member.lr / lr for member in members])
         anchors = [weight.detach().clone() for weight in copies.weights()] if self.corrects else []
         step = make_stacked_step(self.settings, copies, lr)
         bad = torch.zeros(len(members), dtype=torch.bool, device=group.x.device)
@@ -200,7 +236,47 @@ class Lockstep:
             if self.settings.max_grad_norm is not None:
                 clip_each(gradients, self.settings.max_grad_norm)
             step(copies.weights(), [group.at_own_lr(gradient) for gradient in gradients])
-        return self._results(members, group, bad, done)
+        finite = copies.finite(len(members)) & ~bad
+        sums = None if any(done) else copies.total
+
+        def arrays_of(row: int) -> Params:
+            return done[row] or copies.client(row)
+
+        return self._results(group, finite, arrays_of, sums, weigh, bad)
+
+    def _factored(self, group: Group, lr: float) -> Factored | None:
+        """The round without weights of the clients' own, where it can be had so and is worth it."""
+        chain, members = self.chain, group.members
+        if not self.linear or chain is None or not chain.takes(group.x):
+            return None
+        sizes, initial = group.longest, [member.initial for member in members]
+        if not worth_it(chain, sum(sizes)) or len(bases_of(initial)) * FEWEST_PER_BASE > len(initial):
+            return None
+        table = Coefficients(self.settings, lr, len(sizes))
+        return Factored(chain, initial, [member.steps for member in members], sizes, table, group.at_own_lr)
+
+    def bytes_kept(self, examples: int) -> int:
+        """What the steps of a client with so many examples go through again and again: its factors, or else its arrays."""
+        settings, arrays = self.settings, sum(array[0].nbytes for array in self.copies.arrays.values())
+        batch = min(settings.batch_size or examples, examples)
+        rows = min(settings.epochs * examples, settings.steps(examples) * batch)
+        if not self.linear or self.chain is None or not worth_it(self.chain, rows):
+            return arrays
+        return rows * numbers_a_row(self.chain) * self.copies.arrays[self.copies.trained[0]].element_size()
+
+    @torch.no_grad()
+    def _fit_factored(self, factored: Factored, group: Group, weigh: Weigh | None) -> Results:
+        members = group.members
+        active = len(members)
+        for number in range(members[0].steps):
+            while members[active - 1].steps == number:
+                active -= 1
+            x, y, sizes = group.batch(number, active)
+            outputs = factored.forward(x, number, active)
+            losses, gradient = client_gradients(self.objective, outputs, y, active, sizes)
+            group.count(losses, sizes)
+            factored.backward(gradient, number, active)
+        return self._results(group, factored.finite(), factored.client, factored.total, weigh)
 
     def _gradients(self, group: Group, x: Tensor, y: Tensor) -> list[Tensor]:
         """(k, ...) of each client's own mean loss, in the order of the weights."""
@@ -267,16 +343,25 @@ class Lockstep:
                     gradient[row] = new.detach()
 
     def _results(
-        self, members: list[Member], group: Group, bad: Tensor, done: list[Params | None]
-    ) -> list[ClientUpdate | ClientFailure]:
-        finite = (self.copies.finite(len(members)) & ~bad).tolist()  # the one synchronisation of a group
-        metrics = [{}] * len(members) if self.local_steps is not None else group.train_losses()
+        self,
+        group: Group,
+        finite: Tensor,
+        arrays_of: Callable[[int], Params],
+        sums: Callable[[Tensor], Params] | None,
+        weigh: Weigh | None,
+        bad: Tensor | None = None,
+    ) -> Results:
+        """Each member's result. sums: the arrays times weights (members,), in which updates are folded if they are weighed."""
+        kept = finite.tolist()  # the one synchronisation of a group
+        metrics = [{}] * len(kept) if self.local_steps is not None else group.train_losses()
+        folds = weigh is not None and sums is not None and not self.finishes
         results: list[ClientUpdate | ClientFailure] = []
-        for row, member in enumerate(members):
-            arrays = done[row] or self.copies.client(row)
-            if not finite[row]:
-                results.append(ClientFailure(member.data.client, str(not_finite(member.steps, bool(bad[row])))))
+        for row, member in enumerate(group.members):
+            if not kept[row]:
+                reason = str(not_finite(member.steps, bad is not None and bool(bad[row])))
+                results.append(ClientFailure(member.data.client, reason))
                 continue
+            arrays = {} if folds else arrays_of(row)
             try:
                 state = self._finish(member, arrays)
             except Exception as error:
@@ -284,7 +369,10 @@ class Lockstep:
                 continue
             both = {**metrics[row], **member.metrics}
             results.append(ClientUpdate(member.data.client, arrays, len(member.data.x), member.steps, both, state))
-        return results
+        weights = [weigh(r) if isinstance(r, ClientUpdate) else 0.0 for r in results] if folds and weigh else []
+        if sums is None or not any(weights):
+            return results, None
+        return results, sums(torch.tensor(weights, device=finite.device))
 
     def _finish(self, member: Member, arrays: Params) -> Params:
         kept = {} if member.private is None else member.private.keeps()

@@ -94,6 +94,16 @@ class Copies:
         own = {name: array[row].clone() if clone else array[row] for name, array in self.arrays.items()}
         return {name: own[first] for name, first in self.aliases.items()}
 
+    def total(self, weights: Tensor) -> Params:
+        """The sum of the first clients' arrays, each times its weight. weights: (clients,); one of weight 0 is left out."""
+        rows = weights.nonzero().flatten()
+        everyone, found = len(rows) == len(weights), dict[str, Tensor]()
+        for name, array in self.arrays.items():
+            own = array[: len(weights)] if everyone else array[rows]
+            wide = torch.promote_types(own.dtype, torch.float32) if own.is_floating_point() else torch.float64
+            found[name] = torch.tensordot(weights[rows].to(wide), own.to(wide), 1)
+        return {name: found[first] for name, first in self.aliases.items()}
+
     def finite(self, clients: int) -> Tensor:
         """(clients,) whether all of a client's numbers are finite. A sum tells in a fraction of the time; it may overflow."""
         arrays = [array[:clients].reshape(clients, -1) for array in self.arrays.values()]

@@ -22,7 +22,7 @@ from fedsim.training.lockstep import Lockstep
 from fedsim.training.objectives import Objective
 from fedsim.training.settings import LocalTraining
 from fedsim.training.stack import make_copies
-from fedsim.training.updates import ClientFailure, ClientUpdate
+from fedsim.training.updates import ClientFailure, ClientUpdate, Folded, Weigh
 from fedsim.types import ClientData, Params
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,20 @@ class Trainer:
             return self.train_here(received, clients, data_of, state_of, round)
         return self.pack.train(self, received, list(clients), data_of, state_of, round)
 
+    def train_folded(
+        self,
+        received: Params,
+        clients: Iterable[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+        weigh: Weigh,
+    ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
+        """As `train`, for who wants the weighted sum alone: clients that train together may come as one."""
+        if self.pack is None or self.client_half.alone:
+            return self._groups(received, clients, data_of, state_of, round, weigh)
+        return self.pack.train(self, received, list(clients), data_of, state_of, round)
+
     def train_here(
         self,
         received: Params,
@@ -94,16 +108,33 @@ class Trainer:
         round: int,
     ) -> Iterator[ClientUpdate | ClientFailure]:
         """As `train`, without clients of other runs."""
+        for result in self._groups(received, clients, data_of, state_of, round, None):
+            assert not isinstance(result, Folded), "nothing was weighed"
+            yield result
+
+    def _groups(
+        self,
+        received: Params,
+        clients: Iterable[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+        weigh: Weigh | None,
+    ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
         waiting = list(clients)
         while waiting:
             group = waiting[: 1 if self.client_half.alone else self.execution.width]
-            engine = self._engine()
             try:
-                yield from engine.train(received, group, data_of, state_of, round)
+                engine = self._engine()
+                if weigh is not None and isinstance(engine, Lockstep):
+                    yield from engine.train_folded(received, group, data_of, state_of, round, weigh)
+                else:
+                    yield from engine.train(received, group, data_of, state_of, round)
             except Exception as error:  # of the group as one: whose it is shows when each trains by itself
                 if self._halved(error):
                     continue
                 self._tell_apart(group, error)
+                engine = self._engine()
                 for client in group:
                     yield from engine.train(received, [client], data_of, state_of, round)
             waiting = waiting[len(group) :]

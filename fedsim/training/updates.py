@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,20 @@ class ClientUpdate(NamedTuple):
     num_steps: int
     metrics: dict[str, float]
     state: Params
+
+
+Weigh = Callable[[ClientUpdate], float]
+"""The weight of a client's arrays in a sum, by what else its update says; the arrays themselves may not be there."""
+
+
+class Folded(NamedTuple):
+    """Clients that trained together, as one sum: `arrays` is that of each one's arrays times its weight.
+
+    updates: each client's, without its arrays, which were written nowhere.
+    """
+
+    arrays: Params
+    updates: list[ClientUpdate]
 
 
 class ClientFailure(NamedTuple):
