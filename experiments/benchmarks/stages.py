@@ -25,8 +25,8 @@ from fedsim.training import Trainer
 
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "data": ((Population, "training_data"),),
-    "training": ((Trainer, "train"),),
-    "sum": ((Reply, "add"), (Reply, "content"), (Total, "add"), (Total, "reply")),
+    "training": ((Trainer, "train"), (Trainer, "train_folded")),
+    "sum": ((Reply, "add"), (Reply, "add_folded"), (Reply, "content"), (Total, "add"), (Total, "reply")),
     "message": ((SimulationGrid, "send_and_receive"), (flower, "to_record"), (flower, "from_record")),
     "aggregate": ((Server, "_aggregate"),),
     "evaluate": ((Evaluator, "row"), (Judge, "shard"), (Judge, "clients")),

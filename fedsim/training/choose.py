@@ -32,6 +32,9 @@ CACHE_BYTES = 8 * 2**20
 
 MOST_ON_CPU = 64
 MOST_ON_GPU = 256
+MEMORY_MB = {"cpu": 1024, "cuda": 16_384}
+"""The same on every machine and card, since the width changes bits; a smaller card halves the width, and says so."""
+
 SHARES = 4
 """The cohort is at least so many times the width, so that as many workers find work."""
 
@@ -44,19 +47,20 @@ class Asked:
     """The keys of `grid.*` that say how devices are trained.
 
     way: one of WAYS, or auto. width: a number, auto (by the rule) or measure (by a stopwatch; bits may then differ from one
-    start to the next). memory_mb: what the copies that train together may take.
+    start to the next). memory_mb: what the copies that train together may take; None: MEMORY_MB.
     """
 
     way: str = "auto"
     width: int | str = "auto"
-    memory_mb: int = 1024
+    memory_mb: int | None = None
     compile: bool = False
     precision: str = "float32"
 
     def __post_init__(self) -> None:
         require_choice("grid.way", self.way, ("auto", *WAYS))
         require_choice("grid.precision", self.precision, PRECISIONS)
-        require_int("grid.memory_mb", self.memory_mb, low=1)
+        if self.memory_mb is not None:
+            require_int("grid.memory_mb", self.memory_mb, low=1)
         if isinstance(self.width, str) and self.width not in ("auto", "measure"):
             raise FedsimError(f"grid.width={self.width} is neither a number, auto nor measure; give one of them")
         if not isinstance(self.width, str):
@@ -67,6 +71,10 @@ class Asked:
             )
         if not isinstance(self.compile, bool):
             raise FedsimError(f"grid.compile={shown(self.compile)} is neither true nor false; give one of them")
+
+    def room(self, device: torch.device) -> int:
+        """MB that the copies may take there."""
+        return MEMORY_MB[device.type] if self.memory_mb is None else self.memory_mb
 
 
 def choose_execution(
@@ -109,7 +117,7 @@ def _chosen(asked: Asked, engine: Alone, x: Tensor, y: Tensor, cohort: float, ex
         if reason is None:
             found = replace(options, way=way)
             if asked.width == "measure":
-                return measure(found, asked.memory_mb, engine, x, y, cohort, examples)
+                return measure(found, asked.room(device), engine, x, y, cohort, examples)
             return with_width(found, asked, engine, x, cohort, examples)
         words.append(f"{way}: {reason}")
     if asked.way != "auto":
@@ -154,9 +162,9 @@ def with_width(found: Execution, asked: Asked, engine: Alone, x: Tensor, cohort:
         kept = lockstep_of(replace(found, width=1), engine).bytes_kept(examples)
         width, why = max(1, min(MOST_ON_CPU, CACHE_BYTES // kept)), f"{kept / 2**20:.2g} MiB each"
         width = min(width, max(1, math.ceil(cohort / SHARES)))
-    fits = max(1, int(asked.memory_mb * 1e6) // bytes_each(engine, size, x, examples))
+    fits = max(1, int(asked.room(device) * 1e6) // bytes_each(engine, size, x, examples))
     if fits < width:
-        width, why = fits, f"as many as fit into grid.memory_mb={asked.memory_mb}"
+        width, why = fits, f"as many as fit into grid.memory_mb={asked.room(device)}"
     words = f"{found.way} of {width}" if width > 1 else "one client at a time, on stacked layers"
     return replace(found, width=width, why=f"{words} ({why})")
 

@@ -144,7 +144,10 @@ class Factored:
     def _written(self, rows: list[int], weights: Tensor | None) -> Params:
         """The sum of these clients' arrays, times their weights where there are any."""
         everyone = len(rows) == len(self.steps)
-        taken = torch.stack([self._by_row(self.table[self.steps[row]][1]) for row in rows])  # (rows, rows of a round)
+        made = sorted({self.steps[row] for row in rows})
+        taken = torch.stack([self._by_row(self.table[steps][1]) for steps in made])  # (kinds, rows of a round)
+        if len(made) > 1 or weights is not None:
+            taken = taken[[made.index(self.steps[row]) for row in rows]]
         if weights is not None:
             taken *= weights[rows].to(taken.dtype)[:, None]
         found = self._base_sum(rows, weights)

@@ -46,7 +46,9 @@ class Job(NamedTuple):
 
 @dataclass
 class Member:
-    """One client of a group. rows: of each of its steps (plain training). private: what it draws under DP-SGD."""
+    """One client of a group. drawn: the rows of all its steps and each step's number of them (plain training). private: what it
+    draws under DP-SGD.
+    """
 
     place: int
     job: Job
@@ -57,13 +59,16 @@ class Member:
     initial: Params
     metrics: dict[str, float]
     generator: torch.Generator
-    rows: list[Tensor]
+    drawn: tuple[Tensor, list[int]] | None
     private: PrivateClient | None
 
     @property
     def steps(self) -> int:
         """In this round."""
-        return len(self.rows) if self.private is None else self.private.steps
+        if self.private is not None:
+            return self.private.steps
+        assert self.drawn is not None
+        return len(self.drawn[1])
 
 
 class Group:
@@ -101,14 +106,17 @@ class Group:
     @cached_property
     def _drawn(self) -> tuple[Tensor, list[tuple[int, ...]]]:
         """(steps, members, longest batch) row numbers, -1 where a batch is filled up or not made; each step's batch sizes."""
-        sizes = [[len(rows) for rows in member.rows] for member in self.members]
+        drawn = [member.drawn for member in self.members if member.drawn is not None]
+        sizes = [own for _, own in drawn]
         longest, steps = max(map(max, sizes)), len(sizes[0])
-        matrix = torch.full((len(sizes), steps, longest), -1)
-        for own, member, offset, lengths in zip(matrix, self.members, self.offsets, sizes, strict=False):
-            if min(lengths) == longest:
-                torch.add(torch.cat(member.rows), offset, out=own[: len(lengths)].view(-1))
-            else:
-                own[: len(lengths), : max(lengths)] = pad_sequence([r + offset for r in member.rows], True, -1)
+        if all(own == [longest] * steps for own in sizes):
+            rows = torch.stack([rows for rows, _ in drawn]) + torch.tensor(self.offsets[:-1])[:, None]
+            matrix = rows.view(len(drawn), steps, longest)
+        else:
+            matrix = torch.full((len(drawn), steps, longest), -1)
+            for own, (rows, lengths), offset in zip(matrix, drawn, self.offsets, strict=False):
+                padded = pad_sequence((rows + offset).split(lengths), batch_first=True, padding_value=-1)
+                own[: len(lengths), : padded.shape[1]] = padded
         return matrix.transpose(0, 1).contiguous().to(self.x.device), list(zip_longest(*sizes))
 
     def batch(self, number: int, active: int) -> tuple[Tensor, Tensor, list[int]]:

@@ -31,8 +31,8 @@ from fedsim.training.updates import (
     ClientUpdate,
     Folded,
     Weigh,
-    batches,
     check_metrics,
+    draw_rows,
     no_batch,
     not_finite,
 )
@@ -153,14 +153,14 @@ class Lockstep:
         initial = half.initial(received, kept)
         device = Device(self.model, self.objective, data, received, kept)
         metrics, generator = self._begin(half, device, initial, job)
-        rows, private = [], None
+        drawn, private = None, None
         if recipe.local_steps is not None:
             check_metrics(metrics)
             private = PrivateClient(recipe.local_steps, self.copies.num_trained, recipe.settings, data, state, round)
         else:
-            rows = self._rows(data, job)
+            drawn = self._rows(data, job)
         lr = recipe.settings.lr_in(round)
-        return Member(place, job, lr, data, half, device, initial, metrics, generator, rows, private)
+        return Member(place, job, lr, data, half, device, initial, metrics, generator, drawn, private)
 
     def _begin(
         self, half: ClientHalf, device: Device, initial: Params, job: Job
@@ -182,13 +182,13 @@ class Lockstep:
                 generator.set_state(torch.cuda.get_rng_state(generator.device))
         return metrics, generator
 
-    def _rows(self, data: ClientData, job: Job) -> list[Tensor]:
+    def _rows(self, data: ClientData, job: Job) -> tuple[Tensor, list[int]]:
+        """See `draw_rows`."""
         generator = rng.generator(job.recipe.seed, job.round, job.client, "batches")
-        drawn = batches(len(data.x), job.recipe.settings, generator, self.smallest_batch)
-        rows = [torch.arange(len(data.x)) if one is None else one for one in drawn]
-        if not rows:
+        rows, sizes = draw_rows(len(data.x), job.recipe.settings, generator, self.smallest_batch)
+        if not sizes:
             raise no_batch(len(data.x), self.smallest_batch)
-        return rows
+        return rows, sizes
 
     def _fit(self, members: list[Member], weigh: Weigh | None) -> Results:
         """Run the round's steps for members in the order of their steps, most first; a result for each, and perhaps the sum."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -56,26 +56,32 @@ class ClientFailure(NamedTuple):
         return cls(client, str(error) if own else f"{type(error).__name__}: {error}")
 
 
+def draw_rows(
+    num_examples: int, settings: LocalTraining, generator: torch.Generator, smallest: int = 1
+) -> tuple[Tensor, list[int]]:
+    """Row numbers of all steps' batches one after the other, and how many rows each batch has.
+
+    Each epoch is shuffled anew; its last batch is short, and left out below `smallest`. Where a batch is all rows they keep
+    their order.
+    """
+    size = min(settings.batch_size or num_examples, num_examples)
+    sizes = [size] * (num_examples // size) + [num_examples % size]
+    sizes = [one for one in sizes if one >= max(1, smallest)]
+    epochs = []
+    for _ in range(settings.epochs if sizes else 0):
+        whole = size == num_examples
+        rows = torch.arange(num_examples) if whole else torch.randperm(num_examples, generator=generator)
+        epochs.append(rows[: sum(sizes)])
+    sizes = (sizes * settings.epochs)[: settings.steps(num_examples)]
+    return (torch.cat(epochs)[: sum(sizes)] if epochs else torch.empty(0, dtype=torch.int64)), sizes
+
+
 def batches(
     num_examples: int, settings: LocalTraining, generator: torch.Generator, smallest: int = 1
 ) -> Iterator[Tensor | None]:
-    """Row numbers of each step's batch: each epoch shuffled anew, the last batch short, and left out below `smallest`.
-
-    None stands for all rows.
-    """
-    remaining = settings.steps(num_examples)
-    for _ in range(settings.epochs):
-        if settings.batch_size is None or settings.batch_size >= num_examples:
-            chunks: Iterable[Tensor | None] = [None]
-        else:
-            chunks = torch.randperm(num_examples, generator=generator).split(settings.batch_size)
-        for rows in chunks:
-            if remaining == 0:
-                return
-            if (num_examples if rows is None else len(rows)) < smallest:
-                continue
-            remaining -= 1
-            yield rows
+    """The rows of each step, see `draw_rows`; None stands for all of them."""
+    rows, sizes = draw_rows(num_examples, settings, generator, smallest)
+    yield from (None if len(batch) == num_examples else batch for batch in rows.split(sizes))
 
 
 def check_metrics(metrics: dict[str, float]) -> None:
