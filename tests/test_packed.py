@@ -136,10 +136,10 @@ def test_packed_cells_are_those_alone(name: str) -> None:
 def test_cells_that_do_not_train_alike_are_kept_apart() -> None:
     kinds = ("model=linear", "client.epochs=2", "strategy=fedprox", "client.momentum=0.5", "client.weight_decay=0.1")
     cells = [("model=mlp", kind) for kind in kinds] + [("model=mlp", "client.weight_decay=0.1", "client.lr=0.2")]
-    together, widths = packed(cells)
+    together, widths = packed(cells, double=True)
     assert max(widths) <= 5
     for found, overrides in zip(together, cells, strict=True):
-        assert gap(found, play(made(overrides))) < 1e-4
+        assert gap(found, play(made(overrides, double=True))) < 1e-9
 
 
 def test_a_cell_that_raises_leaves_the_others_alone() -> None:
