@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.privacy_accuracy.results import renewed
-from experiments.study_list import ACCURACY, SIZES, STUDIES, Study
+from experiments.study_list import SIZES, STUDIES, Study
 from experiments.study_tables import costs_of, grid_of, markdown, runs_of
 from fedsim.paths import whole
 from fedsim.studies.names import label_of
@@ -84,7 +84,8 @@ def results(study: Study, runs: pd.DataFrame, size: str, path: Path) -> pd.DataF
     asked = (study.rows, *study.columns, *study.also)
     keys = [key for key in asked if key not in ("name", "population.num_clients")]
     own = runs.assign(size=size)
-    names = [*FIRST, *(f"config.{key}" for key in keys), *KEPT]
+    told = [measure.name for measure in (*study.measures, *study.once) if measure.name not in KEPT]
+    names = [*FIRST, *(f"config.{key}" for key in keys), *told, *KEPT]
     own = own[[name for name in names if name in own]].rename(columns=lambda name: name.removeprefix("config."))
     own = own.sort_values([name for name in ("experiment", "num_clients", *keys, "seed") if name in own], kind="stable")
     if path.is_file():
@@ -132,13 +133,14 @@ def draw(study: Study, runs: pd.DataFrame, path: Path) -> None:
 
     grid, names = grid_of(study, runs), study.rows.endswith("_target_")
     across = study.measures[1].heading if names else label_of(study.rows)
-    title = f"Test accuracy against {across}; bars are 95% intervals over seeds"
+    told = study.measures[0].heading
+    title = f"{told[0].upper()}{told[1:]} against {across}; bars are 95% intervals over seeds"
     if names:
-        drawn = scatter(grid, title, across, ACCURACY.heading)
+        drawn = scatter(grid, title, across, told)
     else:
         once = {measure.heading for measure in study.once}
         accuracy = {row: {head: mean for head, mean in of.items() if head not in once} for row, of in grid.items()}
-        drawn = figure(accuracy, title, across)
+        drawn = figure(accuracy, title, across, told)
     drawn.savefig(path, format="png", dpi=130)
 
 

@@ -15,10 +15,10 @@ STYLES = ("-", "--", ":")
 MARKERS = "os^DvP*X"
 
 
-def figure(grid: Grid, title: str, across: str) -> Figure:
+def figure(grid: Grid, title: str, across: str, up: str) -> Figure:
     """Columns that share the words before the comma share a colour, those that share the words after it the kind of line.
 
-    title: above all. across: the label of the rows' axis.
+    title: above all. across, up: the labels of the rows' axis and of what is told.
     """
     import matplotlib as mpl
 
@@ -45,7 +45,7 @@ def figure(grid: Grid, title: str, across: str) -> Figure:
         axes.set_xticks(ticks, list(grid))
         axes.minorticks_off()
         axes.set_xlabel(across)
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(up)
         axes.legend(loc="best")
     return made
 

@@ -26,6 +26,7 @@ ACCURACY = Measure("accuracy", "test accuracy")
 WORST = Measure("federated.accuracy_worst10", "clients' worst tenth")
 SENT = Measure("bytes_up", "MB sent by clients", 1, 1e-6, exact=True, ratio=True)
 MINUTES = Measure("simulated_seconds", "simulated minutes", 2, 1 / 60, ratio=True)
+NEXT = Measure("cumulative_accuracy", "accuracy on what comes next")
 KILOJOULES = Measure("joules", "kJ of the devices", 2, 1e-3, ratio=True)
 SECONDS_TO_TARGET = Measure("simulated_seconds_to_target", "simulated seconds to the target", 1, ratio=True)
 JOULES_TO_TARGET = Measure("joules_to_target", "kJ to the target", 2, 1e-3, ratio=True)
@@ -110,10 +111,21 @@ STUDIES = {
         also=("privacy._target_",),
         reference="no privacy",
     ),
+    "stream_privacy": Study(
+        ("stream_privacy", "stream_privacy_ftrl"),
+        "privacy.epsilon",
+        ("name",),
+        ("table",),
+        (NEXT,),
+        also=("privacy.mechanism", "sampler._target_"),
+        reference="DP-SGD",
+    ),
 }
 WORDS = {
     "client_scaling": "the same data over all",
     "client_scaling_per_client": "as much data each",
+    "stream_privacy": "DP-SGD",
+    "stream_privacy_ftrl": "DP-FTRL",
     "fedavg": "FedAvg",
     "fedavgm": "FedAvgM",
     "fedmedian": "median",

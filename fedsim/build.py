@@ -39,6 +39,7 @@ from fedsim.resolvers import SIZES
 from fedsim.rounds import EvaluationPlan, ServerState
 from fedsim.samplers import AllSampler, FixedSampler, PoissonSampler, Sampler
 from fedsim.server import Server
+from fedsim.streams.population import StreamedPopulation
 from fedsim.training import OBJECTIVES, LocalTraining, Trainer
 from fedsim.training.arrays import model_arrays
 from fedsim.training.choose import SHARES, choose_chunk_size, choose_execution
@@ -185,6 +186,7 @@ def setting_of(
         shapes={name: model_arrays(model)[name].shape for name in dict.fromkeys(moving_arrays(model).values())},
         deterministic=population.device.type == "cpu",
         resumed=bool(cfg.get("resume")),
+        stream=population.stream if isinstance(population, StreamedPopulation) else None,
     )
 
 

@@ -15,6 +15,7 @@ from fedsim.data.population import PooledPopulation, Population
 from fedsim.make import make
 from fedsim.online import Online
 from fedsim.rounds import EvaluationPlan
+from fedsim.streams.arrivals import Arrivals
 from fedsim.streams.detectors import Watch
 from fedsim.streams.population import StreamedPopulation, check_streams
 from fedsim.streams.prequential import Prequential
@@ -48,16 +49,32 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
             "strategy=central and strategy=local_only have no streams; use streams=none drift=none with them, or another strategy"
         )
     if cfg.privacy._target_.endswith("ExamplePrivacy"):
-        raise FedsimError(
-            "privacy=example is accounted for data that stay the same, which streams do not; use privacy=user, which promises a "
-            "client's whole stream, or streams=none"
-        )
+        refuse_examples(cfg, arrivals)
     if not algorithm.client.sends_model and arrivals.memory != "once" and algorithm.strategy.forgetting > 0:  # type: ignore[attr-defined]
         raise FedsimError(
             f"streams.memory={arrivals.memory} would have this strategy add the same examples up in many rounds; set "
             "streams.memory=once, or strategy.forgetting=0"
         )
     return StreamedPopulation(*given, arrivals=arrivals, schedule=schedule)
+
+
+def refuse_examples(cfg: DictConfig, arrivals: Arrivals) -> None:
+    """What privacy=example cannot promise the examples of a stream."""
+    if arrivals.repeat:
+        raise FedsimError(
+            "streams.repeat=true lets a row come again and again, and privacy=example accounts for each example as coming once; "
+            "set streams.repeat=false, or use privacy=user, which promises a client's whole stream"
+        )
+    if make(cfg.schedule, "schedule").mixes:
+        raise FedsimError(
+            "schedule=fedbuff, fedasync and schedule.stragglers=use release what was trained on an earlier round's memory, which "
+            "privacy=example does not account on a stream; use schedule=synchronous with schedule.stragglers=drop"
+        )
+    if not cfg.audit._target_.endswith("NoAudit"):
+        raise FedsimError(
+            "an audit plays examples that stay for every round, which those of a stream do not; use audit=none with "
+            "privacy=example on streams, or streams=none"
+        )
 
 
 def columns_of(dataset: Dataset) -> Columns:

@@ -23,6 +23,7 @@ from fedsim.data.population import Population
 from fedsim.judging import Judge, tally_record
 from fedsim.privacy.base import Protection
 from fedsim.replies import Reply, vectors
+from fedsim.streams.population import StreamedPopulation
 from fedsim.training.trainer import Trainer
 from fedsim.training.updates import ClientFailure, ClientUpdate, Folded
 from fedsim.types import FedsimError, Params
@@ -146,6 +147,7 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     round = flower.column(config, "server-round")[0]
     data_of = partial(devices.population.training_data, round=round)
     reply = Reply(fold, protection.sums)
+    waits = waiting(devices, round)
     asked = received, clients, data_of, partial(devices.state_of, states), round
     plain = fold and not (protection.transforms or devices.compression.compresses)
     for update in devices.trainer.train_folded(*asked, reply.weigh) if plain else devices.trainer.train(*asked):
@@ -154,8 +156,8 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
             for one in update.updates:
                 states.put(one.client, one.state)
             continue
-        if isinstance(update, ClientFailure) and protection.hides_failures:
-            if chunked:
+        if isinstance(update, ClientFailure) and (protection.hides_failures or waits[update.client]):
+            if chunked and not waits[update.client]:
                 reply.fail(update)  # the simulation's own count; the server is sent an update like any other
             update = ClientUpdate(update.client, received, 1, 0, {}, devices.state_of(states, update.client))
         leaving: ClientUpdate | ClientFailure = update
@@ -171,6 +173,17 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
         reply.add(leaving)
         states.put(leaving.client, leaving.state)
     return Message(reply.content(chunked), reply_to=message)
+
+
+def waiting(devices: Devices, round: int) -> np.ndarray:
+    """(num_clients,) bool: who is no failure for having nothing to train on yet, since it was drawn whether it has or not.
+
+    Of a secret draw on a stream, which must not rest on who has data: such a client sends an update of zeros like any other.
+    """
+    population = devices.population
+    if devices.protection.sums and isinstance(population, StreamedPopulation):
+        return ~population.has_data(round)
+    return np.zeros(population.num_clients, bool)
 
 
 def what_leaves(

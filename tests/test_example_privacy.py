@@ -341,7 +341,7 @@ def test_without_noise_no_epsilon_is_stated() -> None:
     protection = ExamplePrivacy(noise_multiplier=0.0).protect(setting([40]))
     play(protection, [[0]])
     assert protection.plan()["epsilon"] is None and protection.ledger()["epsilon"] is None
-    assert protection.columns() == {"epsilon": None}
+    assert protection.columns() == {"epsilon": None, "clients_spent": 0}
     assert "no epsilon can be stated" in protection.plan()["warnings"][0]
 
 

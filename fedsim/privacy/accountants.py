@@ -55,20 +55,24 @@ def pld_epsilon(events: DpEvent, adjacency: str, delta: float, width: int = 1) -
     """Epsilon by PLD. width: of the grid, in cells of the finest; a wider one is quicker, and never gives less."""
     from dp_accounting.pld import PLDAccountant
 
-    once, count = _parts(events)
-    kind = _gaussian(once)
-    if kind is None:
+    parts = [(_gaussian(once), count) for once, count in _parts(events)]
+    kinds = [(kind[0], kind[1], count) for kind, count in parts if kind is not None]
+    if len(kinds) < len(parts):
         with _quiet():
             return float(PLDAccountant(_relation(adjacency)).compose(events).get_epsilon(delta))
-    z, rate = kind
-    if rate == 1:  # composed before it is put on a grid
-        z, count = z / math.sqrt(count), 1
-    interval = _interval((2 if adjacency == "replace-one" else 1) / z, rate, count, width)
+    kinds = [
+        (z / math.sqrt(count), rate, 1) if rate == 1 else (z, rate, count) for z, rate, count in kinds
+    ]  # off the grid
+    interval = _interval([((2 if adjacency == "replace-one" else 1) / z, rate, n) for z, rate, n in kinds], width)
     if not interval < WIDEST:
         return math.inf
     with _quiet():
-        once_pld = _one_pld(z, rate, adjacency, interval)
-        composed = once_pld if count == 1 else once_pld.self_compose(count)
+        composed = None
+        for z, rate, count in kinds:
+            part = _one_pld(z, rate, adjacency, interval)
+            part = part if count == 1 else part.self_compose(count)
+            composed = part if composed is None else composed.compose(part)
+        assert composed is not None
         return float(composed.get_epsilon_for_delta(delta))
 
 
@@ -82,11 +86,13 @@ def _one_pld(z: float, rate: float, adjacency: str, interval: float) -> PrivacyL
     )
 
 
-def _parts(events: Any) -> tuple[Any, int]:
-    """(event, how often it is composed)."""
-    from dp_accounting import SelfComposedDpEvent
+def _parts(events: Any) -> list[tuple[Any, int]]:
+    """(event, how often it is composed) of each kind that there is."""
+    from dp_accounting import ComposedDpEvent, SelfComposedDpEvent
 
-    return (events.event, events.count) if isinstance(events, SelfComposedDpEvent) else (events, 1)
+    if isinstance(events, ComposedDpEvent):
+        return [part for event in events.events for part in _parts(event)]
+    return [(events.event, events.count) if isinstance(events, SelfComposedDpEvent) else (events, 1)]
 
 
 def _gaussian(event: Any) -> tuple[float, float] | None:
@@ -100,17 +106,18 @@ def _gaussian(event: Any) -> tuple[float, float] | None:
     return None
 
 
-def _interval(shift: float, rate: float, count: int, width: int) -> float:
+def _interval(kinds: list[tuple[float, float, int]], width: int) -> float:
     """The grid for PLD: GRID, or wider where the losses are so large that memory would not hold them at that.
 
     Any grid gives a valid bound, by connecting the dots; one that leaves some dots out lies above. How wide is judged by
-    Gaussian approximation (Bu et al. 2019, arXiv 1911.11607): of one loss's spread, its range, and the total. shift:
-    sensitivity over the noise's standard deviation.
+    Gaussian approximation (Bu et al. 2019, arXiv 1911.11607): of one loss's spread, its range, and the total. kinds: of each kind
+    of release the sensitivity over the noise's standard deviation, the sampling rate, and how often it is composed.
     """
-    spread = min(rate * math.sqrt(math.expm1(min(shift**2, 700.0))), shift)
-    total = spread * math.sqrt(count)
-    cells = 1e5 if rate == 1 else 3e5
-    wide = max((shift**2 / 2 + 10 * shift) / cells, (total**2 / 2 + 5 * total) / 2e5)
+    spreads = [min(rate * math.sqrt(math.expm1(min(shift**2, 700.0))), shift) for shift, rate, _ in kinds]
+    total = math.hypot(*(spread * math.sqrt(count) for spread, (_, _, count) in zip(spreads, kinds, strict=True)))
+    spread = min(spreads)
+    widest = max((shift**2 / 2 + 10 * shift) / (1e5 if rate == 1 else 3e5) for shift, rate, _ in kinds)
+    wide = max(widest, (total**2 / 2 + 5 * total) / 2e5)
     fine = max(GRID, min(wide, spread / 20))
     return fine * max(1, min(width, int(spread * (width / 35) ** 2 / fine)))
 
@@ -122,23 +129,27 @@ def rdp_epsilon(events: DpEvent, adjacency: str, delta: float, orders: tuple[flo
     """
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
-    once, count = _parts(events)
-    try:
-        used, curve = _rdp_curve(once, adjacency, orders)
-    except TypeError:  # an event that holds a list cannot be a key of the cache
-        used, curve = _rdp_curve.__wrapped__(once, adjacency, orders)
+    used, curve = _composed_curve(events, adjacency, orders)
     with _quiet():
-        return float(compute_epsilon(used, count * curve, delta)[0])
+        return float(compute_epsilon(used, curve, delta)[0])
 
 
 def rdp_curve(events: DpEvent, adjacency: str) -> dict[str, list[float]]:
     """What RDP composes, as JSON: `divergences` at `orders`, infinite where an order has no bound."""
-    once, count = _parts(events)
-    try:
-        orders, curve = _rdp_curve(once, adjacency, FEW_ORDERS)
-    except TypeError:
-        orders, curve = _rdp_curve.__wrapped__(once, adjacency, FEW_ORDERS)
-    return {"orders": [float(order) for order in orders], "divergences": [float(value) for value in count * curve]}
+    orders, curve = _composed_curve(events, adjacency, FEW_ORDERS)
+    return {"orders": [float(order) for order in orders], "divergences": [float(value) for value in curve]}
+
+
+def _composed_curve(events: DpEvent, adjacency: str, orders: tuple[float, ...] | None) -> tuple[Any, Any]:
+    """(orders, divergences) of all events together."""
+    used, total = None, 0.0
+    for once, count in _parts(events):
+        try:
+            used, curve = _rdp_curve(once, adjacency, orders)
+        except TypeError:  # an event that holds a list cannot be a key of the cache
+            used, curve = _rdp_curve.__wrapped__(once, adjacency, orders)
+        total = total + count * curve
+    return used, total
 
 
 @lru_cache(maxsize=256)

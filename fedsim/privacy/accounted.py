@@ -23,6 +23,15 @@ OUTSIDE = (
     "lineage.parquet, the counts of rounds.parquet, privacy_journal.jsonl (which names who took part), and baselines/, which are "
     "trained without a mechanism."
 )
+STREAM_OUTSIDE = (
+    "Models are judged on what comes before anybody trains on it, and that is measured on the data in clear: the prequential "
+    "figures, the alarms and the counts of what came to whom and when are outside the guarantee as well."
+)
+
+
+def outside(setting: Setting) -> list[str]:
+    """What a run writes that no promise covers."""
+    return [OUTSIDE] if setting.stream is None else [OUTSIDE, STREAM_OUTSIDE]
 
 
 @dataclass(frozen=True)
@@ -286,7 +295,7 @@ class Accounted(Booked):
             **({"noise_removed": True} if self.noise_removed else {}),
             "trust": self.trust,
             "against": self.against,
-            "caveats": [*(removed if self.noise_removed else []), *no_noise, *self.warnings, OUTSIDE],
+            "caveats": [*(removed if self.noise_removed else []), *no_noise, *self.warnings, *outside(self.setting)],
         }
 
     def state(self) -> dict[str, Any]:

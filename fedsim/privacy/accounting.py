@@ -35,7 +35,8 @@ class Mechanism(Protocol):
 
     accountants: which of pld, rdp, prv and exact give valid upper bounds for it. A mechanism may also have `rdp_events(count)`,
     where RDP needs other events than PLD (PLD doubles the sensitivity under replace-one by itself, RDP does not: events that
-    go to RDP hold it doubled); and with `exact`, it has `epsilon(count, delta) -> float`.
+    go to RDP hold it doubled); with `exact`, it has `epsilon(count, delta) -> float`; and `width`, where PLD's grid is never to be
+    finer than so many cells of the finest.
     """
 
     @property
@@ -150,6 +151,22 @@ def epsilons_after(mechanism: Mechanism, counts: Sequence[int], delta: float) ->
     return [_epsilon(mechanism, int(count), delta) for count in counts]
 
 
+def within(mechanism: Mechanism, count: int, epsilon: float, delta: float) -> bool:
+    """Whether `count` releases spend no more than epsilon. By RDP first, which is quick, and enough where it says so."""
+    return by_rdp(mechanism, count, delta) <= epsilon or _epsilon(mechanism, count, delta) <= epsilon
+
+
+@lru_cache(maxsize=4096)
+def by_rdp(mechanism: Mechanism, count: int, delta: float) -> float:
+    """An upper bound of the epsilon of `count` releases that is quick to have; infinite where RDP gives none."""
+    if count == 0:
+        return 0.0
+    if "rdp" not in mechanism.accountants or mechanism.noise_multiplier == 0:
+        return math.inf
+    events = getattr(mechanism, "rdp_events", mechanism.events)(count)
+    return rdp_epsilon(events, mechanism.adjacency, delta, FEW_ORDERS)
+
+
 @lru_cache(maxsize=1024)
 def affordable(mechanism: Mechanism, epsilon: float, delta: float, most: int) -> int:
     """The most releases, at most `most`, that spend no more than epsilon."""
@@ -258,6 +275,7 @@ def _bounds(mechanism: Mechanism, count: int, delta: float, width: int = 1) -> d
     require_number("privacy.delta", delta, above=0, below=1)
     require_int("the number of releases", count, low=0)
     names = [name for name in mechanism.accountants if name != "prv"]
+    width = max(width, getattr(mechanism, "width", 1))
     if count == 0 or mechanism.noise_multiplier == 0:
         return dict.fromkeys(names, math.inf if count else 0.0)
     by: dict[str, float] = {}

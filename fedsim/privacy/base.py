@@ -20,6 +20,7 @@ from fedsim.transforms import Transform, on_device
 from fedsim.types import FedsimError, Params
 
 if TYPE_CHECKING:
+    from fedsim.streams.stream import Stream
     from fedsim.training.dpsgd import DPSGD
 
 Payload = dict[str, Any]
@@ -45,6 +46,7 @@ class Setting:
     (clients,) training examples of each. linear: the strategy needs the mean of the updates alone. one_vector: a client
     sends its update and no number beside it. shapes: of the arrays that training changes, each once (`moving_arrays`).
     deterministic: a round played again gives the same bits. resumed: the run goes on from a checkpoint, which holds the noise.
+    stream: by which examples come; None where they are all there from the start.
     """
 
     seed: int
@@ -60,6 +62,7 @@ class Setting:
     shapes: dict[str, torch.Size]
     deterministic: bool = True
     resumed: bool = False
+    stream: Stream | None = None
 
 
 class Protection:

@@ -6,34 +6,35 @@ the sampling of clients, so participation may be known to everyone.
 
 Clients of like size share an account (see `example_accounts.py`), by which none spends more than is stated. A client with
 fewer examples than a batch takes all of them in each step, and is accounted at rate 1.
+
+Of data that come as streams, whose examples are not there in every round, `streamed_example.py` keeps the books.
 """
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fedsim import rng
 from fedsim.checks import require_choice, require_number
 from fedsim.privacy import accounting
-from fedsim.privacy.accounted import OUTSIDE, Booked, Budget, check_max_participations, refuse_setting
+from fedsim.privacy.accounted import OUTSIDE, Budget, check_max_participations, refuse_setting
 from fedsim.privacy.base import Setting
 from fedsim.privacy.budgets import read_groups
 from fedsim.privacy.example_accounts import NO_ACCOUNT, Account, open_accounts
-from fedsim.training.dpsgd import CLIPPINGS, DPSGD, WAY_NAMES, expected_batch, update_multiplier
+from fedsim.privacy.private_devices import PrivateDevices
+from fedsim.training.dpsgd import CLIPPINGS, WAY_NAMES, expected_batch
 from fedsim.types import FedsimError
 
 UNLIMITED = np.iinfo(np.int64).max
 
+HALVES = "What a client half draws from the data beside the gradients is not covered: none of fedsim's own that are admitted does."
+
 CAVEATS = (
     "How many examples each client holds, who took part in which round, and whether a client failed are outside the guarantee.",
-    "What a client half draws from the data beside the gradients is not covered: none of fedsim's own that are admitted does.",
+    HALVES,
     OUTSIDE,
 )
 
@@ -85,9 +86,13 @@ class ExamplePrivacy:
         check_max_participations(max_participations)
         self.max_participations = max_participations
 
-    def protect(self, setting: Setting) -> ExampleProtection:
+    def protect(self, setting: Setting) -> PrivateDevices:
         """Checked against the run; solves for the noise."""
         refuse_setting(setting, "example", linear=False)
+        if setting.stream is not None:
+            from fedsim.privacy.streamed_example import StreamedExample
+
+            return StreamedExample(self, setting)
         sizes = setting.num_examples[setting.num_examples > 0]
         if len(sizes) == 0:
             raise FedsimError(
@@ -97,14 +102,11 @@ class ExamplePrivacy:
         return ExampleProtection(self, setting)
 
 
-class ExampleProtection(Booked):
-    """Clients train by DP-SGD and send their models as ever; the server keeps the books."""
-
-    unit = "example"
+class ExampleProtection(PrivateDevices):
+    """The books of data that stay: a client pays alike for each round in which it takes part."""
 
     def __init__(self, part: ExamplePrivacy, setting: Setting) -> None:
-        super().__init__(setting, part.keys[0].secure_rng)
-        self.part, self.keys = part, part.keys[0]
+        super().__init__(part, setting)
         shares = [group.share for group in part.groups] or [1.0]
         self.accounts, self.account_of = open_accounts(setting, part.keys, shares)
         self.z = np.array([z for keys in part.keys for z in self._solve([a for a in self.accounts if a.keys is keys])])
@@ -114,19 +116,7 @@ class ExampleProtection(Booked):
                 f"privacy.budget={self.accounts[0].keys.limit:g} does not pay for one round of any client with "
                 f"privacy.noise_multiplier={self.keys.noise_multiplier:g}; raise one of them"
             )
-        if part.clipping == "adaptive" and part.count_noise is not None:
-            update_multiplier(float(self.z.max()), part.count_noise)  # refused here if at all
-        self.local_steps = DPSGD(
-            self.noise_multiplier_of,
-            self.draw_noise,
-            self.draw_chances,
-            part.clip_norm,
-            part.clipping,
-            part.way,
-            part.target_quantile,
-            part.clip_lr,
-            part.count_noise,
-        )
+        self.check_count_noise()
         self._spent: dict[tuple[int, int], float] = {}
 
     def _solve(self, accounts: list[Account]) -> list[float]:
@@ -152,24 +142,6 @@ class ExampleProtection(Booked):
         """Rounds that a client may take part in when all are run."""
         return min(self.setting.rounds, self.part.max_participations or self.setting.rounds)
 
-    # What devices use
-
-    def noise_multiplier_of(self, client: int) -> float:
-        """What a client's noise is really drawn with: its z, unless noise was removed on purpose."""
-        return 0.0 if self.noise_removed else float(self.z[self.account_of[client]])
-
-    def draw_noise(self, size: int, std: float, round: int, client: int, purpose: str) -> Tensor:
-        """See fedsim.training.dpsgd.Noise."""
-        return self.source.gaussian({"": torch.empty(size)}, std, round, client, self.purpose(purpose, round))[""]
-
-    def draw_chances(self, size: int, round: int, client: int, purpose: str) -> Tensor:
-        """See fedsim.training.dpsgd.Chances. The batches must be as secret as the noise is."""
-        if self.keys.secure_rng:
-            integers = np.frombuffer(os.urandom(8 * size), dtype=np.uint64) >> np.uint64(11)
-            return torch.from_numpy(integers * 2.0**-53)
-        draw = rng.wide_generator(self.setting.seed, round, client, self.purpose(purpose, round))
-        return torch.rand(size, dtype=torch.float64, generator=draw)
-
     # What the server asks
 
     def rounds_left(self, most: int) -> int:
@@ -181,13 +153,6 @@ class ExampleProtection(Booked):
         """Clients with rounds left; None where none has a limit."""
         limits = self._limits_by_client()
         return None if (limits == UNLIMITED).all() else np.flatnonzero(self.participations() < limits)
-
-    def participations(self) -> np.ndarray:
-        """(clients,) rounds that each has been charged for."""
-        counts = np.zeros(len(self.account_of), dtype=np.int64)
-        for client, count in self.book.charges.items():
-            counts[client] = count
-        return counts
 
     def _limits_by_client(self) -> np.ndarray:
         return np.where(self.account_of == NO_ACCOUNT, UNLIMITED, self.limits[self.account_of])
@@ -233,11 +198,16 @@ class ExampleProtection(Booked):
 
     def columns(self, due: bool = True) -> dict[str, Any]:
         """Epsilon so far of the client that has spent most; of evaluated rounds, since each account costs a composition."""
+        spent = {"clients_spent": self.left}
         if not due:
-            return {"epsilon": None}
+            return {"epsilon": None} | spent
         account, participations = self._worst(self._busiest())
         epsilon = float(self._epsilons(account, np.array([participations]))[0])
-        return {"epsilon": epsilon if math.isfinite(epsilon) else None}
+        return {"epsilon": epsilon if math.isfinite(epsilon) else None} | spent
+
+    def clients_spent(self, round: int) -> int:
+        """See PrivateDevices."""
+        return int((self.participations() >= self._limits_by_client()).sum())
 
     def plan(self) -> dict[str, Any]:
         """Of the client that may spend most, over the rounds in which it may take part."""
@@ -291,6 +261,7 @@ class ExampleProtection(Booked):
             "rounds_planned": self.setting.rounds,
             "participations": {"most": int(self.participations().max()), "limit": self.part.max_participations},
             "budget": self.accounts[worst].keys.limit,
+            "clients_spent": self.clients_spent(self.charged + 1),
             **more,
             "generator": self.source.generator,
             "trust": "nobody outside the device",

@@ -114,6 +114,7 @@ NAMED: dict[str, tuple[str, Callable[[Any, dict[str, Any]], str]]] = {
     "delta": ("δ", _upper),
     "accountant": ("Accountant", _any),
     "budget": ("Budget (ε)", _upper),
+    "clients_spent": ("Clients whose budget is spent", _any),
     "generator": ("Noise generator", _any),
     "trust": ("Trusted", _any),
     "against": ("Against", _any),

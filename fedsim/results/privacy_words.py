@@ -33,6 +33,7 @@ GUESSES = {
     ("client", "zero-out"): "whether the models were made with or without a given client's data",
     ("client", "replace-one"): "which of two given data sets a client holds",
     ("example", "add-or-remove-one"): "whether a given example is among a client's",
+    ("example", "zero-out"): "whether a given example was among what came to a client",
     ("example", "replace-one"): "which of two given examples a client holds",
 }
 REMOVED = "The noise was left out on purpose (audit.remove_noise=true): nothing is protected in this run."

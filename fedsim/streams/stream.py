@@ -7,7 +7,7 @@ was asked before; what is kept is kept for speed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,15 @@ PACK = 16_384
 
 KEPT_BYTES = 2**27
 """Of sums over rounds, one a client, that are kept of earlier rounds."""
+
+
+class _Come(NamedTuple):
+    """Examples of one client, each (n,): positions, the rounds that they and their labels came in, and their memory's draws."""
+
+    positions: np.ndarray
+    came: np.ndarray
+    known: np.ndarray
+    draws: np.ndarray
 
 
 class Stream:
@@ -109,22 +118,46 @@ class Stream:
         They have come, their label is known, and they are in the device's memory; it holds labelled examples alone, those that
         wait for their label lie beside it. `once`: those whose label comes in this very round.
         """
-        course, form = self.course(client, round), self.arrivals
-        positions = np.arange(course[-1])
-        rounds = rounds_of(course, positions)
-        known = self._labelled(np.full(len(positions), client), positions, rounds)
-        there = known == round if form.memory == "once" else known <= round
-        positions, rounds = positions[there], rounds[there]
-        if form.memory in ("all", "once"):
-            return positions
-        if form.memory == "window":
-            return memory.window(positions, form.memory_size)
-        draws = memory.priorities(self.seed, client, positions)
-        if form.memory == "reservoir":
-            return memory.reservoir(positions, draws, form.memory_size)
-        return memory.decayed(positions, rounds, draws, form.memory_size, form.half_life)
+        come = self._told(client, round)
+        return come.positions[self._kept(come, round)]
+
+    def held_through(self, client: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rounds + 1,) int64 each, of rounds 0 .. `rounds`: how many examples `held` gives, and how long the oldest has been one.
+
+        The latter is the round of its label, from which on it was held in every round: no memory takes up again what it has let
+        go. Where nothing is held it is the round itself. It never falls.
+        """
+        come = self._told(client, rounds)
+        sizes, since = np.zeros(rounds + 1, np.int64), np.arange(rounds + 1)
+        for round in range(1, rounds + 1):
+            known = come.known[self._kept(come, round)]
+            sizes[round] = len(known)
+            since[round] = known.min(initial=round)
+        return sizes, since
 
     # How
+
+    def _told(self, client: int, round: int) -> _Come:
+        """What has come to one client until the end of `round`, whether its label has or not."""
+        course, form = self.course(client, round), self.arrivals
+        positions = np.arange(course[-1])
+        came = rounds_of(course, positions)
+        known = self._labelled(np.full(len(positions), client), positions, came)
+        drawn = form.memory in ("reservoir", "decayed")
+        draws = memory.priorities(self.seed, client, positions) if drawn else np.zeros(len(positions))
+        return _Come(positions, came, known, draws)
+
+    def _kept(self, come: _Come, round: int) -> np.ndarray:
+        """(k,) int64, ascending: which of what has come the memory holds in this round."""
+        form = self.arrivals
+        there = np.flatnonzero(come.known == round if form.memory == "once" else come.known <= round)
+        if form.memory in ("all", "once"):
+            return there
+        if form.memory == "window":
+            return memory.window(there, form.memory_size)
+        if form.memory == "reservoir":
+            return memory.reservoir(there, come.draws[there], form.memory_size)
+        return memory.decayed(there, come.came[there], come.draws[there], form.memory_size, form.half_life)
 
     def _come(self, clients: np.ndarray, rounds: int | np.ndarray) -> np.ndarray:
         """(n,) int64 what would come to each client in its round, were its rows endless."""
