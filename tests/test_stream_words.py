@@ -53,6 +53,15 @@ def test_what_never_recovers_and_goes_unnoticed_is_told() -> None:
     assert "no alarm followed; accuracy had not recovered by the end" in " ".join(stream_words(run))
 
 
+def test_clients_that_left_are_told() -> None:
+    run = run_of([0.8] * 4, set(), [])
+    assert "budget" not in " ".join(stream_words(run))
+    run.rounds["clients_spent"] = np.array([0.0, 0.0, 3.0, 5.0])
+    run.privacy["clients_spent"] = 6
+    words = " ".join(stream_words(run))
+    assert "In 8 rounds of a client" in words and "at the end 6 clients had left" in words
+
+
 def test_without_a_stream_nothing_is_said() -> None:
     run = run_of([0.8], set(), [])
     run.summary["streams"] = None

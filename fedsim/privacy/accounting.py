@@ -269,13 +269,16 @@ def _smallest(epsilon_at: Callable[[float], float], target: float, start: _Guess
     return _Guess(math.exp(high), slope)
 
 
-@lru_cache(maxsize=4096)
 def _bounds(mechanism: Mechanism, count: int, delta: float, width: int = 1) -> dict[str, float]:
     """Epsilon by each accountant whose bound may be reported. width: above 1 for a search."""
+    return _bounds_at(mechanism, count, delta, max(width, getattr(mechanism, "width", 1)))
+
+
+@lru_cache(maxsize=4096)
+def _bounds_at(mechanism: Mechanism, count: int, delta: float, width: int) -> dict[str, float]:
     require_number("privacy.delta", delta, above=0, below=1)
     require_int("the number of releases", count, low=0)
     names = [name for name in mechanism.accountants if name != "prv"]
-    width = max(width, getattr(mechanism, "width", 1))
     if count == 0 or mechanism.noise_multiplier == 0:
         return dict.fromkeys(names, math.inf if count else 0.0)
     by: dict[str, float] = {}

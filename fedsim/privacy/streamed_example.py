@@ -86,7 +86,10 @@ class StreamedExample(PrivateDevices):
         self.accounts: list[StreamAccount] = []
         self.account_of = np.zeros(len(counts), np.int64)
         self._open_accounts()
-        self.z = np.array([self._solve(account) for account in self.accounts])
+        solved: list[float] = []
+        for account in self.accounts:
+            solved.append(self._solve(account, solved[-1] if solved else 1.0))
+        self.z = np.array(solved)
         self._spent: dict[tuple[int, bytes], float] = {}
         self._affords: dict[tuple[int, bytes], bool] = {}
         self.paid = np.array([self._paid(index) for index in range(len(self.accounts))])
@@ -116,7 +119,7 @@ class StreamedExample(PrivateDevices):
                 self.account_of[members] = len(self.accounts)
                 self.accounts.append(StreamAccount(keys, front(usages[np.isin(owners, members)])))
 
-    def _solve(self, account: StreamAccount) -> float:
+    def _solve(self, account: StreamAccount, guess: float) -> float:
         """z at which no example of these clients spends more than is promised."""
         keys, exposure = account.keys, self.exposure
         if keys.epsilon is None:
@@ -124,7 +127,7 @@ class StreamedExample(PrivateDevices):
         z = 0.0
         for usage in account.usages[np.argsort(-exposure.weight(account.usages), kind="stable")]:
             if not z or not accounting.within(exposure.mechanism(usage, z), 1, keys.epsilon, keys.delta):
-                z = accounting.solve(exposure.mechanism(usage, z or 1.0), 1, keys.epsilon, keys.delta)
+                z = accounting.solve(exposure.mechanism(usage, z or guess), 1, keys.epsilon, keys.delta)
         return z
 
     def _paid(self, index: int) -> int:
