@@ -117,7 +117,6 @@ def test_a_swap_of_labels_costs_accuracy_and_is_written_down(tmp_path: Path) -> 
         (("drift=sudden",), "set streams=steady"),
         (("detector=adwin",), "streams=steady"),
         (("streams=steady", "strategy=central"), "have no streams"),
-        (("streams=steady", "privacy=example", "privacy.epsilon=4"), "privacy=example is accounted for data that stay"),
         (("streams=steady", "strategy=fedavgm", "response=reset"), "a copy of its own"),
         (
             ("streams=steady", "privacy=user", "privacy.noise_multiplier=1", "privacy.delta=0.01", "response=boost"),

@@ -47,6 +47,15 @@ def test_a_dip_its_alarm_and_its_end_are_told() -> None:
     assert stream(run) is not None
 
 
+def test_epsilon_over_time_is_in_the_picture_with_the_alarms() -> None:
+    run = run_of([0.8] * 10 + [0.2] * 10, {12}, [EVENT])
+    run.rounds["epsilon"] = np.linspace(1.0, 4.0, 20)
+    figure = stream(run)
+    assert figure is not None and len(figure.axes) == 2
+    low, high = figure.axes[1].get_ylim()
+    assert low <= 1.0 and high >= 4.0, "the whole curve is inside"
+
+
 def test_what_never_recovers_and_goes_unnoticed_is_told() -> None:
     run = run_of([0.8] * 10 + [0.2] * 10, set(), [EVENT])
     assert (noticed(run, EVENT), recovered(run, EVENT)) == (None, None)

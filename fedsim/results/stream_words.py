@@ -76,8 +76,8 @@ def stream_words(run: Run) -> list[str]:
         said.append(f"The rows of {count_text(told['clients_exhausted'])} clients were used up before the end.")
     if len(spent := run.curve("clients_spent")[1]) and spent.any():
         said.append(
-            f"In {count_text(spent.sum())} rounds of a client it held examples and did not train, since the oldest of them had spent "
-            f"its budget; at the end {count_text(run.privacy.get('clients_spent'))} clients had left for that."
+            f"In {count_text(spent.sum())} rounds of a client it held examples that its promise let it train on no more; at the "
+            f"end {count_text(run.privacy.get('clients_spent'))} clients had left for that."
         )
     said += [_event_words(run, event) for event in events_of(run)]
     if false := judge_alarms(_alarms(run), _begun(run), len(run.rounds["round"])).false:

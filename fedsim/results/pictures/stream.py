@@ -30,12 +30,13 @@ def stream(run: Run) -> Figure | None:
     ratios = [3, 1] if spends else [1]
     panels = list(figure.subplots(len(ratios), 1, squeeze=False, sharex=True, height_ratios=ratios)[:, 0])
     _judged(panels[0], run, measure)
-    for axes in panels:
-        _mark(axes, run)
-    panels[0].legend(loc="lower left" if measure == "accuracy" else "upper left", ncols=2)
     if spends:
         line(panels[1], *run.curve("epsilon"), "ε", ORANGE)
+        panels[1].set_ylim(bottom=0)
         panels[1].set_ylabel("ε spent")
+    for axes in panels:  # alarms lie at the bottom of what is there
+        _mark(axes, run)
+    panels[0].legend(loc="lower left" if measure == "accuracy" else "upper left", ncols=2)
     round_axis(panels[-1])
     return figure
 
