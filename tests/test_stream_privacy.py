@@ -280,6 +280,13 @@ def test_groups_are_each_kept_to_their_promise() -> None:
     assert left.server.state.rows[-1]["cohort_size"] < 8
 
 
+def test_a_group_to_which_nothing_comes_is_no_obstacle() -> None:
+    made = parts(*STREAM, "streams=poisson", "streams.rate=0.1", "rounds=2", "privacy.delta=0.5", GROUPS)
+    play(made)
+    assert (made.population.stream.counts(2) == 0).any()  # type: ignore[attr-defined]
+    assert protection_of(made).z.all() and protection_of(made).client_epsilons(8).max() <= 6
+
+
 # Resume and grids
 
 STOPPED = (*STREAM, "streams=poisson", "streams.memory_size=12", "privacy.noise_multiplier=1.5", "privacy.budget=3")

@@ -89,7 +89,7 @@ class StreamedExample(PrivateDevices):
         solved: list[float] = []
         for account in self.accounts:
             solved.append(self._solve(account, solved[-1] if solved else 1.0))
-        self.z = np.array(solved)
+        self.z = np.array(solved)  # clients that hold nothing by the plan have some too, and limits beyond the plan
         self._spent: dict[tuple[int, bytes], float] = {}
         self._affords: dict[tuple[int, bytes], bool] = {}
         self.paid = np.array([self._paid(index) for index in range(len(self.accounts))])
@@ -110,17 +110,16 @@ class StreamedExample(PrivateDevices):
         groups = draw_groups([group.share for group in part.groups] or [1.0], len(everyone), self.setting.seed)
         for number, keys in enumerate(part.keys):
             own = np.flatnonzero(groups == number)
-            if not weight[own].any():
-                continue
             kinds = np.zeros(len(own), np.int64)
-            kinds[weight[own] > 0] = classes(weight[own][weight[own] > 0], MAX_ACCOUNTS)
-            for kind in range(kinds.max() + 1):
+            if (weighs := weight[own] > 0).any():
+                kinds[weighs] = classes(weight[own][weighs], MAX_ACCOUNTS)
+            for kind in np.unique(kinds):
                 members = own[kinds == kind]
                 self.account_of[members] = len(self.accounts)
                 self.accounts.append(StreamAccount(keys, front(usages[np.isin(owners, members)])))
 
     def _solve(self, account: StreamAccount, guess: float) -> float:
-        """z at which no example of these clients spends more than is promised."""
+        """z at which no example of these clients spends more than is promised; guess: where to look first."""
         keys, exposure = account.keys, self.exposure
         if keys.epsilon is None:
             return float(keys.noise_multiplier or 0.0)
@@ -128,7 +127,7 @@ class StreamedExample(PrivateDevices):
         for usage in account.usages[np.argsort(-exposure.weight(account.usages), kind="stable")]:
             if not z or not accounting.within(exposure.mechanism(usage, z), 1, keys.epsilon, keys.delta):
                 z = accounting.solve(exposure.mechanism(usage, z or guess), 1, keys.epsilon, keys.delta)
-        return z
+        return z or guess
 
     def _paid(self, index: int) -> int:
         account = self.accounts[index]
