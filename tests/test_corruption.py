@@ -196,11 +196,12 @@ def test_no_imbalance_keeps_every_row():
         *[(key, bad) for key in ("label_noise", "noisy_clients", "missing") for bad in (-0.1, 1.1, float("nan"), "x")],
         *[(key, bad) for key in ("feature_noise", "feature_shift") for bad in (-1, float("inf"), True)],
         *[("class_imbalance", bad) for bad in (0, -1, 1.5)],
-        ("label_noise_kind", "pair"),
+        *[(key, "pair") for key in ("label_noise_kind", "missing_kind", "imputation")],
+        ("indicator", 1),
     ],
 )
 def test_impossible_values_name_their_key(key, value):
-    with pytest.raises(FedsimError, match=rf"^corruption\.{key}={value} .* set it ") as error:
+    with pytest.raises(FedsimError, match=rf"^corruption\.{key}={value} .* (set it|choose from|give one) ") as error:
         Corruption(**{key: value})
     assert "\n" not in str(error.value)
 
@@ -243,7 +244,9 @@ def test_presets_hold_every_key_and_change_what_they_are_named_after(path):
     assert preset.keys() == defaults.keys()
     Corruption(**preset)
     changed = {key for key in preset if preset[key] != defaults[key]}
-    assert changed == {"none": set(), "pair_flip": {"label_noise", "label_noise_kind"}}.get(path.stem, {path.stem})
+    broken = {"missing", "missing_kind", "indicator"}
+    known = {"none": set(), "pair_flip": {"label_noise", "label_noise_kind"}, "broken_sensors": broken}
+    assert changed == known.get(path.stem, {path.stem})
 
 
 def test_there_are_presets():

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.checks import require_bool, require_choice
 from fedsim.data.dataset import IGNORED_TARGET
+from fedsim.data.missing import Imputation, Kind, holes, impute
 from fedsim.rng import SERVER, generator, numpy_generator
 from fedsim.types import FedsimError
 
@@ -31,7 +33,9 @@ class Corruption:
         i = 1..N (the noise-based feature skew of NIID-Bench, arXiv 2102.02079).
     feature_shift: a client's sensor maps x to x * exp(feature_shift * a) + feature_shift * b, with a and b standard
         normal and drawn once for the client, for training and held-out rows alike.
-    missing: chance that an input value is missing: it becomes 0, the mean of standardized inputs.
+    missing: chance that an input value, or with missing_kind `sensors` a whole sensor of a client, is missing.
+    imputation: what fills a missing value: `zero`, the mean of standardized inputs, or `mean`, that of the client's own rows.
+    indicator: whether as many inputs are appended that say which values are missing (see `fedsim.data.missing`).
     class_imbalance: rows of the smallest class over rows of the largest; exponential in the class number, class 0 the
         largest (arXiv 1906.07413).
     """
@@ -42,6 +46,9 @@ class Corruption:
     feature_noise: float = 0.0
     feature_shift: float = 0.0
     missing: float = 0.0
+    missing_kind: Kind = "values"
+    imputation: Imputation = "zero"
+    indicator: bool = False
     class_imbalance: float = 1.0
 
     def __post_init__(self) -> None:
@@ -54,10 +61,10 @@ class Corruption:
             raise FedsimError(
                 "corruption.class_imbalance=0 leaves no rows of a class; set it above 0, to 0.01 for example"
             )
-        if self.label_noise_kind not in ("uniform", "class_dependent"):
-            raise FedsimError(
-                f"corruption.label_noise_kind={self.label_noise_kind} is unknown; set it to uniform or class_dependent"
-            )
+        require_choice("corruption.label_noise_kind", self.label_noise_kind, ("uniform", "class_dependent"))
+        require_choice("corruption.missing_kind", self.missing_kind, ("values", "sensors"))
+        require_choice("corruption.imputation", self.imputation, ("zero", "mean"))
+        require_bool("corruption.indicator", self.indicator)
 
     @property
     def is_clean(self) -> bool:
@@ -70,10 +77,10 @@ class Corruption:
 
     def check(self, floating: bool, task: str) -> None:
         """Refuse what makes no sense for the data, before work starts. floating: whether x is, after preprocessing."""
-        if self._on_features and not floating:
+        if (self._on_features or self.indicator) and not floating:
             raise FedsimError(
                 "the inputs are symbols, which have no noise, shift or mean; set corruption.feature_noise, "
-                "corruption.feature_shift and corruption.missing to 0"
+                "corruption.feature_shift and corruption.missing to 0, and corruption.indicator=false"
             )
         if self.label_noise and task == "regression":
             raise FedsimError("a regression has no classes to confuse; set corruption.label_noise=0")
@@ -119,6 +126,7 @@ class Corruption:
 
     def _spoil_inputs(self, x: Tensor, client: int, level: float, seed: int, split: str) -> Tensor:
         """The sensor's shift, then noise, then holes, which are known to be holes and so are not noisy."""
+        x, *marks = x.chunk(2, dim=1) if self.indicator else (x,)
         if self.feature_shift:
             gain, offset = torch.randn(2, generator=generator(seed, 0, client, "corruption/shift")).tolist()
             x = x * float(np.exp(self.feature_shift * gain)) + self.feature_shift * offset
@@ -126,9 +134,10 @@ class Corruption:
             noise = torch.randn(x.shape, generator=generator(seed, 0, client, f"corruption/noise/{split}"))
             x = x + self.feature_noise * level * noise.to(x)
         if self.missing:
-            chance = torch.rand(x.shape, generator=generator(seed, 0, client, f"corruption/missing/{split}"))
-            x = x.masked_fill((chance < self.missing).to(x.device), 0)
-        return x
+            missing = holes(x.shape, self.missing_kind, self.missing, seed, client, split).to(x.device)
+            x = impute(x, missing, self.imputation)
+            marks = [missing.to(x) for _ in marks]
+        return torch.cat([x, *marks], dim=1) if marks else x
 
     def _flip(self, y: Tensor, num_classes: int, random: torch.Generator) -> Tensor:
         """y: (n, ...) int64 -> the same with wrong classes at the rate; ignored targets stay as they are."""
