@@ -15,7 +15,7 @@ from torch import nn
 
 from fedsim.algorithms import Algorithm, as_algorithm
 from fedsim.build_field import check_sampler, make_compression, make_field, make_schedule
-from fedsim.build_population import build_population, make_online
+from fedsim.build_population import build_population, make_online, prepared
 from fedsim.checks import did_you_mean, require_choice, require_int, require_name, require_number, shown
 from fedsim.client import Devices, make_client_app
 from fedsim.data.dataset import Dataset
@@ -97,6 +97,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     dataset = make(cfg.dataset, "dataset") if dataset_of is None else dataset_of(cfg.dataset)
     if not isinstance(dataset, Dataset):
         raise FedsimError(f"dataset._target_ gives a {type(dataset).__name__}; give a fedsim.data.dataset.Dataset")
+    dataset = prepared(cfg, dataset)
     population = build_population(cfg, dataset, algorithm, device)
     check_cohort(algorithm, sampler.expected_size(population.num_clients))
     model = make_model(cfg, dataset)

@@ -10,27 +10,28 @@ from fedsim.algorithms import Algorithm
 from fedsim.checks import require_int, require_number
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
+from fedsim.data.missing import with_indicators
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
 from fedsim.make import make
 from fedsim.online import Online
 from fedsim.rounds import EvaluationPlan
-from fedsim.streams.arrivals import Arrivals
+from fedsim.streams.arrivals import Arrivals, Unstreamed
 from fedsim.streams.detectors import Watch
 from fedsim.streams.population import StreamedPopulation, check_streams
 from fedsim.streams.prequential import Prequential
+from fedsim.streams.quality import Quality
 from fedsim.streams.responses import Response
 from fedsim.streams.watching import Watcher
 from fedsim.types import FedsimError, Params
 
 
 def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, device: torch.device) -> Population:
-    """Who holds what: rows that are kept, divided among clients."""
+    """Who holds what: rows that are kept, divided among clients. dataset: as `prepared` gives it."""
     require_number("population.holdout", cfg.population.holdout, low=0, below=1)
     if cfg.population.num_clients is not None:
         require_int("population.num_clients", cfg.population.num_clients, low=1)
     corruption: Corruption = make(cfg.corruption, "corruption")
-    corruption.check(dataset.preprocess(dataset.one_row[0]).is_floating_point(), dataset.task)
     columns, kept = columns_of(dataset), None
     if corruption.class_imbalance != 1:
         kept = corruption.keep_rows(np.asarray(columns.label), len(dataset.classes), cfg.seed)
@@ -42,20 +43,47 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
     given = (dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
     arrivals, schedule = make(cfg.streams, "streams"), make(cfg.drift, "drift")
     check_streams(arrivals, schedule)
+    quality = Quality(*(make(cfg[group], group) for group in ("labels", "unlabelled", "cleaning")))
+    by_example = cfg.privacy._target_.endswith("ExamplePrivacy")
+    _check_imputation(corruption, arrivals, by_example)
+    quality.check(arrivals, dataset.task, by_example)
     if not arrivals.streamed:
         return (PooledPopulation if algorithm.pools_data else Population)(*given)
     if algorithm.pools_data or not algorithm.shares_model:
         raise FedsimError(
             "strategy=central and strategy=local_only have no streams; use streams=none drift=none with them, or another strategy"
         )
-    if cfg.privacy._target_.endswith("ExamplePrivacy"):
+    if by_example:
         refuse_examples(cfg, arrivals)
     if not algorithm.client.sends_model and arrivals.memory != "once" and algorithm.strategy.forgetting > 0:  # type: ignore[attr-defined]
         raise FedsimError(
             f"streams.memory={arrivals.memory} would have this strategy add the same examples up in many rounds; set "
             "streams.memory=once, or strategy.forgetting=0"
         )
-    return StreamedPopulation(*given, arrivals=arrivals, schedule=schedule)
+    return StreamedPopulation(*given, arrivals=arrivals, schedule=schedule, quality=quality)
+
+
+def prepared(cfg: DictConfig, dataset: Dataset) -> Dataset:
+    """The dataset as the model of this run takes it."""
+    corruption: Corruption = make(cfg.corruption, "corruption")
+    corruption.check(dataset.preprocess(dataset.one_row[0]).is_floating_point(), dataset.task)
+    return with_indicators(dataset) if corruption.indicator else dataset
+
+
+def _check_imputation(corruption: Corruption, arrivals: Arrivals | Unstreamed, by_example: bool) -> None:
+    """Means over a client's rows are refused where not all of these are there, or must not tell of one another."""
+    if corruption.imputation != "mean" or not corruption.missing:
+        return
+    if arrivals.streamed:
+        raise FedsimError(
+            "corruption.imputation=mean is a mean over all rows of a client, most of which have yet to come on a stream; set "
+            "corruption.imputation=zero"
+        )
+    if by_example:
+        raise FedsimError(
+            "corruption.imputation=mean puts a mean over all rows of a client into each of them, which privacy=example does not "
+            "cover; set corruption.imputation=zero, or use privacy=user"
+        )
 
 
 def refuse_examples(cfg: DictConfig, arrivals: Arrivals) -> None:
@@ -104,7 +132,12 @@ def make_online(
             f"response={response.kind} would have the model follow clients' errors, to which no mechanism adds noise, so "
             "its epsilon would not hold; use response=none, or privacy=none"
         )
-    if response.kind != "none" and _keeps_arrays(algorithm):
+    if response.kind == "ask_for_labels" and not population.quality.labels.asks:
+        raise FedsimError(
+            "response=ask_for_labels raises the budget of labels, and with labels=all there is none; set labels=uncertainty, or "
+            "labels=random"
+        )
+    if response.moves and _keeps_arrays(algorithm):
         raise FedsimError(
             f"response={response.kind} changes the server's arrays, of which this strategy keeps a copy of its own that would "
             "undo it; use strategy=fedavg, or response=none"

@@ -23,10 +23,11 @@ from fedsim.data.population import Population
 from fedsim.judging import Judge, tally_record
 from fedsim.privacy.base import Protection
 from fedsim.replies import Reply, vectors
+from fedsim.streams.notes import NOTES, as_state, from_state
 from fedsim.streams.population import StreamedPopulation
 from fedsim.training.trainer import Trainer
 from fedsim.training.updates import ClientFailure, ClientUpdate, Folded
-from fedsim.types import FedsimError, Params
+from fedsim.types import ClientData, FedsimError, Params
 
 CODEC = "codec/"
 """Before the names of what a codec keeps on a device, beside what the algorithm keeps there."""
@@ -96,7 +97,34 @@ class Devices:
     def state_of(self, states: ClientStates, client: int) -> Params:
         """A client's state on the device that trains, as its algorithm knows it."""
         held = states.get(client)
-        return {name: a.to(self.population.device) for name, a in held.items() if not name.startswith(CODEC)}
+        return {name: a.to(self.population.device) for name, a in held.items() if not name.startswith((CODEC, NOTES))}
+
+    def keep(self, states: ClientStates, update: ClientUpdate) -> None:
+        """Keep what an update says that a client keeps, beside its notes."""
+        if update.state:
+            held = states.get(update.client)
+            states.put(update.client, {n: a for n, a in held.items() if n.startswith(NOTES)} | update.state)
+
+    def learning_data(self, states: ClientStates, client: int, round: int) -> tuple[ClientData, dict[str, int]]:
+        """What a client trains on in this round, by what it wrote down of its stream; and counts of it to send."""
+        population = self.population
+        if not isinstance(population, StreamedPopulation) or not population.quality.acts:
+            return population.training_data(client, round), {}
+        return population.learning_data(client, round, from_state(states.get(client), len(population.dataset.classes)))
+
+    def note(self, states: ClientStates, client: int, round: int, arrays: Params, factor: float) -> dict[str, int]:
+        """Have a client write down what it makes of the rows that come in this round, by `arrays`; gives counts of it to send.
+
+        factor: by which the budget of labels is raised for now.
+        """
+        population = self.population
+        if not isinstance(population, StreamedPopulation) or not population.quality.acts:
+            return {}
+        held = states.get(client)
+        before = from_state(held, len(population.dataset.classes))
+        notes, counts = population.noted(client, round, before, partial(self.judge.answers, arrays), factor)
+        states.put(client, held | as_state(notes))
+        return counts
 
 
 def make_client_app(devices: Callable[[], Devices]) -> ClientApp:
@@ -145,21 +173,34 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
     protection.heed(config)
     received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     round = flower.column(config, "server-round")[0]
-    data_of = partial(devices.population.training_data, round=round)
+    counts: dict[int, dict[str, int]] = {}
+    # of a secret draw on a stream, which must not rest on who has data: no failures, they send an update of zeros like any other
+    idle: set[int] = set()
+
+    def data_of(client: int) -> ClientData:
+        data, counts[client] = devices.learning_data(states, client, round)
+        if len(data.x) == 0 and protection.sums and isinstance(devices.population, StreamedPopulation):
+            idle.add(client)
+        return data
+
+    def counted(update: ClientUpdate) -> ClientUpdate:
+        return update._replace(metrics=update.metrics | counts[update.client])
+
     reply = Reply(fold, protection.sums)
-    waits = waiting(devices, round)
     asked = received, clients, data_of, partial(devices.state_of, states), round
     plain = fold and not (protection.transforms or devices.compression.compresses)
     for update in devices.trainer.train_folded(*asked, reply.weigh) if plain else devices.trainer.train(*asked):
         if isinstance(update, Folded):
-            reply.add_folded(update)
+            reply.add_folded(update._replace(updates=[counted(one) for one in update.updates]))
             for one in update.updates:
-                states.put(one.client, one.state)
+                devices.keep(states, one)
             continue
-        if isinstance(update, ClientFailure) and (protection.hides_failures or waits[update.client]):
-            if chunked and not waits[update.client]:
+        if isinstance(update, ClientFailure) and (protection.hides_failures or update.client in idle):
+            if chunked and update.client not in idle:
                 reply.fail(update)  # the simulation's own count; the server is sent an update like any other
             update = ClientUpdate(update.client, received, 1, 0, {}, devices.state_of(states, update.client))
+        if isinstance(update, ClientUpdate) and not protection.transforms:  # under a mechanism no number goes beside it
+            update = counted(update)
         leaving: ClientUpdate | ClientFailure = update
         if isinstance(update, ClientUpdate) and (protection.transforms or devices.compression.compresses):
             memory = states.memory(update.client)
@@ -171,19 +212,8 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
             reply.fail(leaving)
             continue
         reply.add(leaving)
-        states.put(leaving.client, leaving.state)
+        devices.keep(states, leaving)
     return Message(reply.content(chunked), reply_to=message)
-
-
-def waiting(devices: Devices, round: int) -> np.ndarray:
-    """(num_clients,) bool: who is no failure for having nothing to train on yet, since it was drawn whether it has or not.
-
-    Of a secret draw on a stream, which must not rest on who has data: such a client sends an update of zeros like any other.
-    """
-    population = devices.population
-    if devices.protection.sums and isinstance(population, StreamedPopulation):
-        return ~population.has_data(round)
-    return np.zeros(population.num_clients, bool)
 
 
 def what_leaves(
@@ -288,9 +318,10 @@ def _evaluate_shard(devices: Devices, message: Message) -> Message:
 
 
 def _evaluate_stream(devices: Devices, message: Message, context: Context) -> Message:
-    """What comes to each client in a round, target by target, under the model that it has before it trains."""
+    """What comes to each client in a round, target by target, under its model before it trains; the client takes notes of it."""
     clients, _, chunked = _addressed(message, context)
-    round = flower.column(flower.record_of(message.content, flower.CONFIG), "server-round")[0]
+    config = flower.record_of(message.content, flower.CONFIG)
+    round, factor = flower.column(config, "server-round")[0], float(config.get(flower.BUDGET, 1.0))  # type: ignore[arg-type]
     received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     judge, states = devices.judge, devices.states_of(context)
     rows: dict[int, dict[str, float]] = {}
@@ -299,16 +330,19 @@ def _evaluate_stream(devices: Devices, message: Message, context: Context) -> Me
     for client in clients:
         try:
             arrays = devices.trainer.client_half.initial(received, devices.state_of(states, client))
-            found.append(judge.arriving(client, round, arrays))
+            judged = judge.arriving(client, round, arrays)
+            counts = devices.note(states, client, round, arrays, factor)
         except Exception as error:  # what one client's data raise must not silence the others
             if not chunked:
                 raise
             failures.append(ClientFailure.of(client, error))
             continue
-        rows[client] = {flower.NUM_EXAMPLES: len(found[-1][0])}
+        found.append(judged)
+        rows[client] = {flower.NUM_EXAMPLES: len(judged[0]), **counts}
     losses, hits = (np.concatenate([one[part] for one in found]) if found else np.empty(0) for part in (0, 1))
     targets = flower.exact_record({"losses": torch.from_numpy(losses), "hits": torch.from_numpy(hits)})
-    metrics = MetricRecord({flower.NUM_EXAMPLES: float(len(losses))})
+    own: dict[str, float] = {} if chunked else rows[clients[0]]
+    metrics = MetricRecord({**own, flower.NUM_EXAMPLES: float(len(losses))})
     content = RecordDict({flower.TALLY: targets, flower.METRICS: metrics})
     if chunked:
         content[flower.CLIENTS] = vectors(rows, failures)

@@ -44,6 +44,9 @@ STREAM = "stream"
 EVALUATE_STREAM = f"evaluate.{STREAM}"
 """Action and type of a message to clients: they judge the model on what comes to them in a round, before they train on it."""
 
+BUDGET = "budget-factor"
+"""Beside `server-round` in that message: by which clients' budgets of labels are raised for now."""
+
 TALLY = "tally"
 """Record of the reply to it: sums that metrics are read off, see training/evaluation.py."""
 

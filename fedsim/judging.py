@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from flwr.app import ArrayRecord
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import flower
 from fedsim.data.population import Population
@@ -18,6 +19,7 @@ from fedsim.streams.population import StreamedPopulation
 from fedsim.training.arrays import load_arrays
 from fedsim.training.evaluation import (
     SECTION,
+    Forward,
     Tally,
     metrics_of_tally,
     mixes_rows,
@@ -114,6 +116,14 @@ class Judge:
         if found.target is None or found.predicted is None:
             return losses, np.full(len(losses), np.nan)
         return losses, (found.predicted == found.target).double().numpy()
+
+    @torch.no_grad()
+    def answers(self, arrays: Params, x: Tensor) -> np.ndarray:
+        """(n, classes) float32 probabilities of preprocessed inputs (n, ...)."""
+        load_arrays(self.model, arrays)
+        self.model.eval()
+        run = Forward(self.model)
+        return torch.cat([F.softmax(run(part), -1) for part in x.split(self.batch_size)]).float().cpu().numpy()
 
     def _data(self, client: int, split: str) -> ClientData:
         if split == "holdout":

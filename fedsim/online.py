@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from fedsim import flower
 from fedsim.nodes import Nodes
 from fedsim.rounds import Row
-from fedsim.streams.population import StreamedPopulation
+from fedsim.streams.labelled import Labelled
+from fedsim.streams.population import COUNTS, StreamedPopulation
 from fedsim.streams.prequential import Prequential
 from fedsim.streams.responses import Response
 from fedsim.streams.watching import Watcher
@@ -34,6 +35,10 @@ class Online:
     watcher: Watcher
     response: Response
     start: Params
+    labelled: Labelled = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labelled = Labelled(self.population)
 
     def judge(
         self,
@@ -47,8 +52,10 @@ class Online:
         """Judge `arrays`, the model before this round, on all that comes in it; the round's columns."""
         clients = np.flatnonzero(self.population.arrived(round))
         losses, hits, counts, judged = [np.empty(0)], [np.empty(0)], [], []
+        labels: dict[str, list[float]] = {name: [] for name in COUNTS}
         if len(clients):
-            record, config = flower.to_record(arrays), ConfigRecord({"server-round": round})
+            said = {"server-round": round, flower.BUDGET: self.response.budget(round)}
+            record, config = flower.to_record(arrays), ConfigRecord(said)  # type: ignore[arg-type]
             content = RecordDict({flower.ARRAYS: record, flower.CONFIG: config})
             messages = [Message(content, node, flower.EVALUATE_STREAM) for node in nodes.of(clients)]
             with interruptible():
@@ -60,6 +67,10 @@ class Online:
                 clients_of = flower.record_of(reply.content, flower.CLIENTS)
                 judged += flower.column(clients_of, "id") or [nodes.client(reply.metadata.src_node_id)]
                 counts += flower.column(clients_of, flower.NUM_EXAMPLES) or [len(losses[-1])]
+                alone = reply.content[flower.METRICS]
+                for name, so_far in labels.items():
+                    so_far += flower.column(clients_of, name) or [float(alone.get(name, 0))]  # type: ignore[arg-type]
+        self.labelled.hear(judged, labels)
         return self._take(round, np.array(judged, np.int64), np.array(counts, np.int64), losses, hits)
 
     def _take(
@@ -74,6 +85,14 @@ class Online:
         everyone = np.arange(self.population.num_clients)
         amount = float(self.population.drift.amount(everyone, round).mean()) if self.population.drift.drifts else 0.0
         return {**self.prequential.columns(), "drift": amount, "detected": int(alarm)}
+
+    def can_train(self, round: int) -> np.ndarray:
+        """(num_clients,) bool: who has anything to train on in this round, which was judged already."""
+        return self.labelled.can_train(round)
+
+    def counted(self, trained: Mapping[int, Mapping[str, float]] | None) -> Row:
+        """The columns of a round that tell of labels. trained: what clients sent beside their updates, if they may."""
+        return dict(self.labelled.columns(trained))
 
     @property
     def drifts(self) -> bool:
@@ -92,7 +111,9 @@ class Online:
 
     def describe(self, rounds: int) -> dict[str, Any]:
         """What summary.json says of the streams and of the drift that there was."""
-        return {**self.population.describe(rounds), "drift": self.population.drift.truth(rounds)}
+        came = self.population.describe(rounds)
+        labels = self.labelled.describe(came["examples_arrived"])
+        return {**came, **labels, "drift": self.population.drift.truth(rounds)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -100,6 +121,7 @@ class Online:
             "prequential": self.prequential.state(),
             "watcher": self.watcher.state(),
             "response": self.response.state(),
+            "labelled": self.labelled.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -107,3 +129,4 @@ class Online:
         self.prequential.load_state(state["prequential"])
         self.watcher.load_state(state["watcher"])
         self.response.load_state(state["response"])
+        self.labelled.load_state(state["labelled"])

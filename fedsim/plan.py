@@ -64,7 +64,8 @@ def warnings_of(parts: Parts) -> list[str]:
     moving = {name: server.state.arrays[name].shape for name in dict.fromkeys(server.protection.moving.values())}
     words = server.compression.notes(moving)
     if server.online is not None:
-        words += warnings(server.online.population.stream, server.rounds)
+        population = server.online.population
+        words += warnings(population.stream, server.rounds, population.quality.unlabelled.guesses)
     if not parts.algorithm.shares_model or asked <= max(MANY_JUDGES, 10 * cohort):
         return words
     return [

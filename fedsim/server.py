@@ -98,6 +98,8 @@ class Server:
         row: Row = {"round": round, "cohort_size": len(turn.cohort), "aggregated": int(arrays is not self.state.arrays)}
         row |= outcome.columns(counted=not self.protection.transforms) | dict.fromkeys(EVALUATION_COLUMNS)
         row |= self._field_columns(turn, outcome) | seen
+        if self.online is not None:
+            row |= self.online.counted(None if self.protection.transforms else outcome.metrics)
         due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
         row["train_seconds"] = time.perf_counter() - start
@@ -122,7 +124,7 @@ class Server:
         seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
         clients = np.arange(self.num_clients) if eligible is None else eligible
         if self.online is not None and not self.protection.sums:  # a secret draw must not rest on who has data
-            clients = clients[self.online.population.has_data(round)[clients]]
+            clients = clients[self.online.can_train(round)[clients]]
         more = self.schedule.over_selection
         drawn = self.sampler if more == 1 else self.sampler.larger(more, self.num_clients)
         return Choice(

@@ -17,6 +17,7 @@ from fedsim.results import device_words
 from fedsim.results.audit_words import evidence
 from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
+from fedsim.results.label_words import missing_words
 from fedsim.results.loggers import without_credentials
 from fedsim.results.plots import DRAWINGS, write_plots
 from fedsim.results.privacy_words import Promise
@@ -238,5 +239,6 @@ def _dataset(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Training rows", count_text(data.get("train_rows"))),
         ("Test rows", count_text(data.get("test_rows"))),
         ("Partition", text(summary.get("partition"))),
+        *([("Missing", missing)] if (missing := missing_words(summary)) else []),
         ("Fingerprint (SHA-256)", text(data.get("fingerprint"))),
     ]

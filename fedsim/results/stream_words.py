@@ -8,6 +8,7 @@ import numpy as np
 
 from fedsim.results.finished import Run
 from fedsim.results.formats import count_text, known, percent
+from fedsim.results.label_words import came_words, label_words
 from fedsim.streams.regret import forgetting, judge_alarms, recoveries
 
 
@@ -65,11 +66,7 @@ def stream_words(run: Run) -> list[str]:
     told = run.summary.get("streams")
     if not told:
         return []
-    said = [
-        f"{count_text(told['examples_arrived'])} examples came, each judged before it was learnt from; the labels of "
-        f"{count_text(told['labels_known'])} came by the end, {count_text(told['labels_late'])} were still to come and "
-        f"{count_text(told['labels_missing'])} never do."
-    ]
+    said = [came_words(told), *label_words(told)]
     if told["clients_without_examples"]:
         said.append(f"Nothing ever came to {count_text(told['clients_without_examples'])} clients.")
     if told["clients_exhausted"]:

@@ -28,8 +28,8 @@ def describe(stream: Stream, rounds: int) -> dict[str, int]:
     }
 
 
-def warnings(stream: Stream, rounds: int) -> list[str]:
-    """A sentence for each thing that a user should know before a run of so many rounds."""
+def warnings(stream: Stream, rounds: int, guesses: bool = False) -> list[str]:
+    """A sentence for each thing that a user should know before a run of so many rounds. guesses: in the place of labels."""
     counts, number = stream.counts(rounds), len(stream.sizes)
     said = []
     if short := int((stream.exhausted(rounds - 1) & (stream.sizes > 0)).sum()):
@@ -42,7 +42,7 @@ def warnings(stream: Stream, rounds: int) -> list[str]:
             f"nothing ever comes to {idle} of {number} clients in {rounds} rounds; raise streams.rate, or lower streams.start, "
             "streams.join or streams.spread"
         )
-    if counts.any() and not stream.label_counts(rounds).any():
+    if counts.any() and not guesses and not stream.label_counts(rounds).any():
         said.append(
             f"no label comes in {rounds} rounds, so that nobody can train; lower streams.label_delay or streams.label_missing"
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.data.dataset import Dataset
 from fedsim.fleet.draws import uniforms
 from fedsim.streams.schedules import Schedule, Undrifted
-from fedsim.streams.shifts import Rows, Shift, make_shift
+from fedsim.streams.shifts import LabelSwap, Rows, Shift, Target, make_shift
 from fedsim.streams.stream import NEVER
 
 
@@ -38,6 +38,16 @@ class Drift:
     def moves_prior(self) -> bool:
         """Whether drift decides which rows come."""
         return self.shift is not None and self.shift.weights(0.0) is not None
+
+    @property
+    def moves_inputs(self) -> bool:
+        """Whether drift changes inputs."""
+        return self.shift is not None and self.shift.moves_inputs
+
+    @property
+    def swaps(self) -> bool:
+        """Whether drift makes other labels true."""
+        return isinstance(self.shift, LabelSwap | Target)
 
     @property
     def concepts(self) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +18,9 @@ from fedsim.streams import order
 from fedsim.streams.account import describe
 from fedsim.streams.arrivals import Arrivals, Unstreamed
 from fedsim.streams.drift import Drift
+from fedsim.streams.guessing import ABSTAINS
+from fedsim.streams.notes import Notes
+from fedsim.streams.quality import Quality
 from fedsim.streams.schedules import Schedule, Undrifted
 from fedsim.streams.stream import Stream, rounds_of
 from fedsim.types import ClientData, FedsimError
@@ -24,12 +28,19 @@ from fedsim.types import ClientData, FedsimError
 HELD_OUT = 2**40
 """Added to the numbers of held-out rows and of test rows, so that they share no draw with positions of a stream."""
 
+COUNTS = ("labels-asked", "labels-known", "labels-guessed", "guesses-right")
+"""Of the rows that come to a client in a round: labels bought, those known at once, guesses, and right ones among them."""
+
+CLEANED = ("rows-cleaned", "rows-cleaned-wrong", "rows-wrong")
+"""Of the rows that a client might train on in a round: those left out, wrong labels among them, and wrong labels among all."""
+
 
 class StreamedPopulation(Population):
     """A Population whose training rows come as a stream. See Population for the other arguments.
 
-    arrivals, schedule: of `streams.*` and `drift.*`. A row that comes is as `corruption` leaves it, and then drifts by how far
-    its client is in the round in which it comes; it stays so in memory. Rows that come again (`streams.repeat`) drift anew.
+    arrivals, schedule: of `streams.*` and `drift.*`. quality: of labels that cost, lack or lie (None: nothing is done). A row that
+    comes is as `corruption` leaves it, and then drifts by how far its client is in the round in which it comes; it stays so in
+    memory. Rows that come again (`streams.repeat`) drift anew.
     """
 
     def __init__(
@@ -44,9 +55,16 @@ class StreamedPopulation(Population):
         *,
         arrivals: Arrivals,
         schedule: Schedule | Undrifted,
+        quality: Quality | None = None,
     ) -> None:
         super().__init__(dataset, partition, corruption, holdout, seed, device, cache_mb)
         self.drift = Drift(schedule, dataset, seed, partition.num_clients)
+        if corruption.indicator and self.drift.moves_inputs:
+            raise FedsimError(
+                f"drift.kind={schedule.kind} would move the inputs that say which values are missing, too; set "  # type: ignore[union-attr]
+                "corruption.indicator=false"
+            )
+        self.quality = quality or Quality()
         self.stream = Stream(arrivals, seed, partition.sizes - self.holdout_sizes)
         if arrivals.order == "time":
             order.require_time(dataset.train.time, dataset.name)
@@ -68,6 +86,60 @@ class StreamedPopulation(Population):
         """
         positions = self.stream.arriving(client, round)
         return self._streamed(client, round, positions, np.full(len(positions), round))
+
+    def noted(
+        self, client: int, round: int, before: Notes, answer: Callable[[Tensor], np.ndarray], factor: float
+    ) -> tuple[Notes, dict[str, int]]:
+        """What a device writes down of what comes to it in this round, and COUNTS of it.
+
+        before: its notes so far. answer: the model's probabilities (n, classes) of inputs (n, ...). factor: by which the budget of
+        labels is raised for now.
+        """
+        quality, classes = self.quality, len(self.dataset.classes)
+        data, positions = self.arriving_data(client, round), self.stream.arriving(client, round)
+        answers = (
+            answer(data.x) if quality.looks and len(positions) else np.empty((len(positions), classes), np.float32)
+        )
+        bought, purse = quality.labels.ask(self.seed, client, positions, answers, factor, before.purse)
+        asked = np.concatenate([before.asked, positions[bought]]) if quality.labels.asks else before.asked
+        labelled = self.stream.is_labelled(client, positions, round, self._asked(asked))
+        bare = np.flatnonzero(~labelled)
+        guesses = quality.unlabelled.guess(data.x[torch.from_numpy(bare).to(data.x.device)], answers[bare], classes)
+        made = guesses != ABSTAINS
+        notes = Notes(
+            asked,
+            np.concatenate([before.guessed, positions[bare][made]]),
+            np.concatenate([before.guesses, guesses[made]]),
+            np.concatenate([before.seen, positions]),
+            np.concatenate([before.answers, answers]),
+            purse,
+        )
+        right = 0
+        if made.any():
+            truth = self._truth(data, positions, np.full(len(positions), round))[bare]
+            right = int((guesses == truth)[made].sum())
+        counts = (int(asked.size - before.asked.size), int(labelled.sum()), int(made.sum()), right)
+        return self._without_the_useless(client, round, notes), dict(zip(COUNTS, counts, strict=True))
+
+    def learning_data(self, client: int, round: int, notes: Notes) -> tuple[ClientData, dict[str, int]]:
+        """As `training_data` of a device with these notes: guesses where labels lack, less what looks wrong; and CLEANED of it."""
+        positions = self.stream.held(client, round, self._asked(notes.asked), notes.guessed)
+        came = rounds_of(self.stream.course(client, round), positions)
+        data = self._streamed(client, round, positions, came)
+        if not self.quality.unlabelled.guesses and not self.quality.cleaning.cleans:
+            return data, {}
+        y = data.y.cpu().numpy().copy()
+        bare = ~self.stream.is_labelled(client, positions, round, self._asked(notes.asked))
+        y[bare] = notes.guesses[np.searchsorted(notes.guessed, positions[bare])]
+        wrong = y != self._truth(data, positions, came)
+        kept = np.ones(len(positions), bool)
+        seen = np.isin(positions, notes.seen)  # but for those of before a model that has since been given up
+        answers = notes.answers[np.searchsorted(notes.seen, positions[seen])]
+        kept[seen] = ~self.quality.cleaning.flag(y[seen], answers, round)
+        index = torch.from_numpy(np.flatnonzero(kept)).to(data.x.device)
+        counts = (int((~kept).sum()), int((~kept & wrong).sum()), int(wrong.sum()))
+        learnt = ClientData(client, data.x[index], torch.from_numpy(y).to(data.y.device)[index])
+        return learnt, dict(zip(CLEANED, counts, strict=True)) if self.quality.cleaning.cleans else {}
 
     def has_data(self, round: int) -> np.ndarray:
         """(num_clients,) bool: who has anything to train on in this round."""
@@ -117,6 +189,34 @@ class StreamedPopulation(Population):
         amounts = self.drift.amount(np.full(len(came), client), came)
         x, y = self.drift.apply(data.x[index], data.y[index], amounts, client, positions)
         return ClientData(client, x, y)
+
+    def _asked(self, asked: np.ndarray) -> np.ndarray | None:
+        """As Stream.held wants it."""
+        return asked if self.quality.labels.asks else None
+
+    def _truth(self, data: ClientData, positions: np.ndarray, came: np.ndarray) -> np.ndarray:
+        """(n,) what the labels of data at positions (n,), which came in rounds (n,), would be were none of them noisy.
+
+        A swap of classes is another concept, and true.
+        """
+        if not len(positions):
+            return np.empty(0, np.int64)
+        rows = self.rows(data.client)[0]
+        places = self._places(data.client, int(came.max()), positions)
+        y = self.dataset.train.targets(rows[places]).to(data.y.device)
+        if self.drift.swaps:
+            amounts = self.drift.amount(np.full(len(came), data.client), came)
+            y = self.drift.apply(data.x, y, amounts, data.client, positions)[1]
+        return np.asarray(y.cpu().numpy())
+
+    def _without_the_useless(self, client: int, round: int, notes: Notes) -> Notes:
+        """Of answers those alone that cleaning may still want: of rows that are held, or will be once their label comes."""
+        if not self.quality.cleaning.cleans:
+            return notes._replace(seen=notes.seen[:0], answers=notes.answers[:0])
+        asked = self._asked(notes.asked)
+        held = self.stream.held(client, round, asked, notes.guessed)
+        useful = np.isin(notes.seen, held) | np.isin(notes.seen, self.stream.waiting(client, round, asked))
+        return notes._replace(seen=notes.seen[useful], answers=notes.answers[useful])
 
     def _places(self, client: int, round: int, positions: np.ndarray) -> np.ndarray:
         """(n,) int64 which of the client's training rows are at the positions (n,), all of which have come by this round."""

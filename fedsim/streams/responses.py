@@ -15,6 +15,8 @@ class Response:
     """Base class: alarms are written down, and that is all. cool_down: rounds after an answer in which there is no other."""
 
     kind = "none"
+    moves = False
+    """Whether it changes the server's arrays."""
 
     def __init__(self, cool_down: int = 0) -> None:
         self.cool_down = require_int("response.cool_down", cool_down, low=0)
@@ -29,6 +31,10 @@ class Response:
     def arrays(self, round: int, start: Params, before: Params, after: Params) -> Params:
         """The server's arrays after a round. start: of the run; before: the round's own; after: what aggregation made of them."""
         return after
+
+    def budget(self, round: int) -> float:
+        """By which clients' budgets of labels are multiplied in a round."""
+        return 1.0
 
     def state(self) -> dict[str, int]:
         """All that later answers depend on; -1 where no alarm was answered yet."""
@@ -56,6 +62,7 @@ class Reset(Response):
     """`response=reset`: after an alarm the model begins anew."""
 
     kind = "reset"
+    moves = True
 
     def __init__(self, cool_down: int = 10) -> None:
         super().__init__(cool_down)
@@ -69,6 +76,7 @@ class Boost(Response):
     """`response=boost`: from an alarm on the server's steps are `factor` times as long, back to themselves over `rounds`."""
 
     kind = "boost"
+    moves = True
 
     def __init__(self, factor: float = 3.0, rounds: int = 10, cool_down: int = 10) -> None:
         super().__init__(cool_down)
@@ -91,3 +99,22 @@ class Boost(Response):
             else array
             for name, array in after.items()
         }
+
+
+class AskForLabels(Response):
+    """`response=ask_for_labels`: in the `rounds` rounds after an alarm clients may buy `factor` times as many labels.
+
+    The part `labels` says which ones. A budget that would be above 1 is 1: every label is bought.
+    """
+
+    kind = "ask_for_labels"
+
+    def __init__(self, factor: float = 3.0, rounds: int = 10, cool_down: int = 10) -> None:
+        super().__init__(cool_down)
+        self.factor = require_number("response.factor", factor, low=1)
+        self.rounds = require_int("response.rounds", rounds, low=1)
+
+    def budget(self, round: int) -> float:
+        """See Response."""
+        raised = self.answered is not None and 0 < round - self.answered <= self.rounds
+        return self.factor if raised else 1.0

@@ -112,14 +112,30 @@ class Stream:
         """(n,) int64 round in which the label of each of the positions (n,) comes; NEVER where it does not."""
         return self._labelled(np.full(len(positions), client), positions, self.came(client, positions))
 
-    def held(self, client: int, round: int) -> np.ndarray:
+    def held(
+        self, client: int, round: int, asked: np.ndarray | None = None, guessed: np.ndarray | None = None
+    ) -> np.ndarray:
         """(n,) int64 positions, ascending, that the client may train on in this round.
 
         They have come, their label is known, and they are in the device's memory; it holds labelled examples alone, those that
-        wait for their label lie beside it. `once`: those whose label comes in this very round.
+        wait for their label lie beside it. `once`: those whose label comes in this very round. asked: positions (a,) whose label
+        was asked for, where no other comes; None: all. guessed: positions (g,) that have a guess from when they came.
         """
-        come = self._told(client, round)
+        come = self._told(client, round, asked)
+        if guessed is not None:
+            come = come._replace(known=np.where(np.isin(come.positions, guessed), come.came, come.known))
         return come.positions[self._kept(come, round)]
+
+    def is_labelled(
+        self, client: int, positions: np.ndarray, round: int, asked: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(n,) bool: whether the label of each of the positions (n,), which have come, is known by now. asked: see `held`."""
+        return np.asarray(self._told(client, round, asked).known[positions] <= round)
+
+    def waiting(self, client: int, round: int, asked: np.ndarray | None = None) -> np.ndarray:
+        """(n,) int64 positions, ascending, that have come and whose label will, after this round. asked: see `held`."""
+        come = self._told(client, round, asked)
+        return come.positions[(come.known > round) & (come.known != NEVER)]
 
     def held_through(self, client: int, rounds: int) -> tuple[np.ndarray, np.ndarray]:
         """(rounds + 1,) int64 each, of rounds 0 .. `rounds`: how many examples `held` gives, and how long the oldest has been one.
@@ -137,12 +153,14 @@ class Stream:
 
     # How
 
-    def _told(self, client: int, round: int) -> _Come:
-        """What has come to one client until the end of `round`, whether its label has or not."""
+    def _told(self, client: int, round: int, asked: np.ndarray | None = None) -> _Come:
+        """What has come to one client until the end of `round`, whether its label has or not. asked: see `held`."""
         course, form = self.course(client, round), self.arrivals
         positions = np.arange(course[-1])
         came = rounds_of(course, positions)
         known = self._labelled(np.full(len(positions), client), positions, came)
+        if asked is not None:
+            known = np.where(np.isin(positions, asked), known, NEVER)
         drawn = form.memory in ("reservoir", "decayed")
         draws = memory.priorities(self.seed, client, positions) if drawn else np.zeros(len(positions))
         return _Come(positions, came, known, draws)
