@@ -86,9 +86,9 @@ class Online:
         amount = float(self.population.drift.amount(everyone, round).mean()) if self.population.drift.drifts else 0.0
         return {**self.prequential.columns(), "drift": amount, "detected": int(alarm)}
 
-    def can_train(self, round: int) -> np.ndarray:
-        """(num_clients,) bool: who has anything to train on in this round, which was judged already."""
-        return self.labelled.can_train(round)
+    def can_train(self, round: int, hidden: bool = False) -> np.ndarray:
+        """(num_clients,) bool: who has anything to train on in this round, which was judged already. hidden: see Labelled."""
+        return self.labelled.can_train(round, hidden)
 
     def counted(self, trained: Mapping[int, Mapping[str, float]] | None) -> Row:
         """The columns of a round that tell of labels. trained: what clients sent beside their updates, if they may."""

@@ -65,7 +65,7 @@ def warnings_of(parts: Parts) -> list[str]:
     words = server.compression.notes(moving)
     if server.online is not None:
         population = server.online.population
-        words += warnings(population.stream, server.rounds, population.quality.unlabelled.guesses)
+        words += warnings(population.stream, server.rounds, population.quality)
     if not parts.algorithm.shares_model or asked <= max(MANY_JUDGES, 10 * cohort):
         return words
     return [

@@ -124,7 +124,7 @@ class Server:
         seed, eligible = self.protection.cohort_seed(self.seed), self.protection.eligible(round)
         clients = np.arange(self.num_clients) if eligible is None else eligible
         if self.online is not None and not self.protection.sums:  # a secret draw must not rest on who has data
-            clients = clients[self.online.can_train(round)[clients]]
+            clients = clients[self.online.can_train(round, self.protection.hides_failures)[clients]]
         more = self.schedule.over_selection
         drawn = self.sampler if more == 1 else self.sampler.larger(more, self.num_clients)
         return Choice(

@@ -301,7 +301,9 @@ def largest_of_three(x: Tensor) -> Tensor:
 def test_clients_without_any_label_learn_from_functions(tmp_path: Path) -> None:
     functions = "unlabelled.functions=[{_target_: test_data_quality.largest_of_three, _partial_: true}]"
     chosen = ("streams.label_missing=1", "unlabelled=labelling_functions", functions)
-    summary = run_into(tmp_path, tiny(*STREAM, *chosen))
+    summary = run_into(tmp_path, tiny(*STREAM, *chosen, "grid.chunk_size=3"))
+    run_into(tmp_path / "wide", tiny(*STREAM, *chosen, "grid.chunk_size=3", "grid=processes", "grid.workers=2"))
+    assert model_of(tmp_path) == model_of(tmp_path / "wide")
     told = summary["streams"]
     assert told["labels_known"] == 0 and 0 < told["labels_guessed"] < told["examples_arrived"]
     assert rounds_of(tmp_path)["labels_guessed"].iloc[-1] == told["labels_guessed"]

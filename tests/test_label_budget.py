@@ -17,6 +17,7 @@ from test_resume import model_of
 
 from fedsim.data.dataset import Dataset
 from fedsim.fleet.draws import uniforms
+from fedsim.plan import warnings_of
 from fedsim.results.label_words import came_words
 from fedsim.streams.arrivals import Steady, Unstreamed
 from fedsim.streams.asking import AllLabels, Purse, RandomLabels, UncertainLabels, certainty
@@ -205,6 +206,12 @@ def test_labels_that_nobody_knows_are_bought_in_vain(tmp_path: Path) -> None:
     assert "of them in vain" in came_words(told)
 
 
+def test_a_budget_that_buys_nothing_is_warned_of() -> None:
+    told = warnings_of(parts("streams=steady", "streams.rate=2", "rounds=5", "labels=random", "labels.budget=0.05"))
+    assert any(one.startswith("labels.budget=0.05 of what comes in 5 rounds is 0.5 labels") for one in told)
+    assert not warnings_of(parts("streams=steady", "streams.rate=2", "rounds=5", "labels=random", "labels.budget=0.2"))
+
+
 def test_a_regression_buys_labels_by_chance(tmp_path: Path) -> None:
     chosen = ("dataset._target_=test_label_budget.tiny_regression", "labels=random", "labels.budget=0.5")
     stream = [one for one in STREAM if not one.startswith("labels")]
@@ -258,6 +265,15 @@ def test_a_promise_to_clients_covers_what_they_choose_of_their_own(tmp_path: Pat
     plain = run_into(tmp_path / "b", tiny(*without, *private, "sampler.cohort_size=4"))
     assert with_labels["epsilon"] == plain["epsilon"] is not None
     assert (rounds_of(tmp_path)["cohort_size"] == rounds_of(tmp_path / "b")["cohort_size"]).all()
+
+
+def test_who_takes_part_under_a_local_promise_tells_nothing_of_rows(tmp_path: Path) -> None:
+    private = ("privacy=local", "privacy.noise_multiplier=1", "privacy.delta=0.01")
+    few = [one for one in STREAM if not one.startswith("labels")]
+    summary = run_into(tmp_path, tiny(*few, *private, "labels=uncertainty", "labels.budget=0.01"))
+    rounds = rounds_of(tmp_path)
+    assert rounds["labels_asked"].iloc[-1] == 0 and summary["epsilon"] is not None
+    assert (rounds["cohort_size"].iloc[2:] == 8).all()  # though none of them has a label
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedsim.streams.quality import Quality
 from fedsim.streams.stream import Stream
 
 
@@ -28,8 +29,9 @@ def describe(stream: Stream, rounds: int) -> dict[str, int]:
     }
 
 
-def warnings(stream: Stream, rounds: int, guesses: bool = False) -> list[str]:
-    """A sentence for each thing that a user should know before a run of so many rounds. guesses: in the place of labels."""
+def warnings(stream: Stream, rounds: int, quality: Quality | None = None) -> list[str]:
+    """A sentence for each thing that a user should know before a run of so many rounds. quality: what is done about labels."""
+    quality = quality or Quality()
     counts, number = stream.counts(rounds), len(stream.sizes)
     said = []
     if short := int((stream.exhausted(rounds - 1) & (stream.sizes > 0)).sum()):
@@ -42,7 +44,14 @@ def warnings(stream: Stream, rounds: int, guesses: bool = False) -> list[str]:
             f"nothing ever comes to {idle} of {number} clients in {rounds} rounds; raise streams.rate, or lower streams.start, "
             "streams.join or streams.spread"
         )
-    if counts.any() and not guesses and not stream.label_counts(rounds).any():
+    if quality.unlabelled.guesses:
+        return said
+    if quality.labels.asks and (bought := quality.labels.budget * counts.max(initial=0)) < 1:
+        said.append(
+            f"labels.budget={quality.labels.budget:g} of what comes in {rounds} rounds is {bought:.2g} labels for the "
+            "client to whom most comes, so that hardly anybody can train; raise labels.budget, streams.rate or rounds"
+        )
+    if counts.any() and not stream.label_counts(rounds).any():
         said.append(
             f"no label comes in {rounds} rounds, so that nobody can train; lower streams.label_delay or streams.label_missing"
         )

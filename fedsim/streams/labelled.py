@@ -38,11 +38,17 @@ class Labelled:
         for name, values in own.items():
             self._sums[name] += int(values.sum())
 
-    def can_train(self, round: int) -> np.ndarray:
-        """(num_clients,) bool: who has anything to train on in this round, after what came in it was heard of."""
+    def can_train(self, round: int, hidden: bool = False) -> np.ndarray:
+        """(num_clients,) bool: who has anything to train on in this round, after what came in it was heard of.
+
+        hidden: whether that may not be known, where labels are bought or guessed by what the rows are: then all to whom anything
+        came, and one with nothing to train on sends noise alone.
+        """
         quality, stream = self.population.quality, self.population.stream
         if not quality.labels.asks and not quality.unlabelled.guesses:
             return self.population.has_data(round)
+        if hidden:
+            return stream.counts(round) > 0
         there = (self._fresh if stream.arrivals.memory == "once" else self._ever) > 0
         return there if quality.labels.asks else there | self.population.has_data(round)
 
