@@ -19,7 +19,7 @@ from fedsim.streams.population import COUNTS, StreamedPopulation
 from fedsim.streams.prequential import Prequential
 from fedsim.streams.responses import Response
 from fedsim.streams.watching import Watcher
-from fedsim.types import Params
+from fedsim.types import FedsimError, Params
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Online:
     """What a server does of its own on streams, beside its rounds.
 
     prequential: the figures of test, then train. watcher: raises alarms. response: what follows from one. start: the arrays that
-    the run began with.
+    the run began with. labelled: what is heard of labels. failed: clients that could not judge what came in the newest round.
     """
 
     population: StreamedPopulation
@@ -36,6 +36,7 @@ class Online:
     response: Response
     start: Params
     labelled: Labelled = field(init=False)
+    failed: dict[int, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.labelled = Labelled(self.population)
@@ -50,8 +51,10 @@ class Online:
         interruptible: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Row:
         """Judge `arrays`, the model before this round, on all that comes in it; the round's columns."""
-        clients = np.flatnonzero(self.population.arrived(round))
-        losses, hits, counts, judged = [np.empty(0)], [np.empty(0)], [], []
+        clients, self.failed = np.flatnonzero(self.population.arrived(round)), {}
+        losses, hits = [np.empty(0)], [np.empty(0)]
+        judged: list[int] = []
+        counts: list[int] = []
         labels: dict[str, list[float]] = {name: [] for name in COUNTS}
         if len(clients):
             said = {"server-round": round, flower.BUDGET: self.response.budget(round)}
@@ -64,12 +67,18 @@ class Online:
                 targets = flower.from_record(flower.arrays_of(reply.content)[flower.TALLY])
                 losses.append(targets["losses"].numpy())
                 hits.append(targets["hits"].numpy())
-                clients_of = flower.record_of(reply.content, flower.CLIENTS)
-                judged += flower.column(clients_of, "id") or [nodes.client(reply.metadata.src_node_id)]
-                counts += flower.column(clients_of, flower.NUM_EXAMPLES) or [len(losses[-1])]
-                alone = reply.content[flower.METRICS]
+                of = flower.record_of(reply.content, flower.CLIENTS)
+                chunked, own = "id" in of, reply.content[flower.METRICS]
+                judged += flower.column(of, "id") if chunked else [nodes.client(reply.metadata.src_node_id)]
+                counts += flower.column(of, flower.NUM_EXAMPLES) if chunked else [len(losses[-1])]
                 for name, so_far in labels.items():
-                    so_far += flower.column(clients_of, name) or [float(alone.get(name, 0))]  # type: ignore[arg-type]
+                    so_far += flower.column(of, name) if chunked else [float(own.get(name, 0))]  # type: ignore[arg-type]
+                self.failed |= dict(zip(flower.column(of, "failed"), flower.column(of, "reasons"), strict=True))
+        if self.failed and not judged:
+            client, reason = next(iter(self.failed.items()))
+            raise FedsimError(
+                f"all clients to whom anything came in round {round} failed; the first, client {client}, said: {reason}"
+            )
         self.labelled.hear(judged, labels)
         return self._take(round, np.array(judged, np.int64), np.array(counts, np.int64), losses, hits)
 

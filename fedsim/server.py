@@ -100,6 +100,7 @@ class Server:
         row |= self._field_columns(turn, outcome) | seen
         if self.online is not None:
             row |= self.online.counted(None if self.protection.transforms else outcome.metrics)
+            outcome.failed |= self.online.failed
         due = self.plan.due(round, last) or (round < last and not self.protection.rounds_left(last - round))
         row |= self.protection.columns(due)
         row["train_seconds"] = time.perf_counter() - start

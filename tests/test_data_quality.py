@@ -293,6 +293,27 @@ def test_a_function_that_gives_no_labels_is_told_of(votes: Tensor) -> None:
         LabellingFunctions([lambda x: votes]).guess(torch.zeros(2, 1), np.empty((2, 0)), 3)
 
 
+def wrong_of_some(x: Tensor) -> Tensor:
+    """A labelling function that gives no labels where the first row is as it is for some clients."""
+    return torch.zeros(len(x)).long() if len(x) and x[0, 0] > 0 else torch.full((len(x),), 7)
+
+
+def wrong_of_all(x: Tensor) -> Tensor:
+    return torch.full((len(x),), 7)
+
+
+def test_a_function_that_raises_is_a_failure_of_its_client_and_a_sentence_where_it_is_all_of_them(
+    tmp_path: Path,
+) -> None:
+    chosen = ("streams.label_missing=0.5", "unlabelled=labelling_functions", "grid.chunk_size=2")
+    target = "unlabelled.functions=[{_target_: test_data_quality.NAME, _partial_: true}]"
+    summary = run_into(tmp_path, tiny(*STREAM, *chosen, target.replace("NAME", "wrong_of_some")))
+    assert summary["failures"]["count"] > 0 and "wrong_of_some of unlabelled" in summary["failures"]["first_reason"]
+    assert rounds_of(tmp_path)["labels_guessed"].iloc[-1] > 0
+    with pytest.raises(FedsimError, match="all clients to whom anything came in round 1 failed.*wrong_of_all"):
+        run_into(tmp_path / "b", tiny(*STREAM, *chosen, target.replace("NAME", "wrong_of_all")))
+
+
 def largest_of_three(x: Tensor) -> Tensor:
     """A labelling function: the class that a nearest-centre rule knows of three features, where it is clear."""
     return torch.where(x[:, 0] > 0, 0, -1)
