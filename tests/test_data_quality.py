@@ -310,7 +310,7 @@ def test_a_function_that_raises_is_a_failure_of_its_client_and_a_sentence_where_
     summary = run_into(tmp_path, tiny(*STREAM, *chosen, target.replace("NAME", "wrong_of_some")))
     assert summary["failures"]["count"] > 0 and "wrong_of_some of unlabelled" in summary["failures"]["first_reason"]
     assert rounds_of(tmp_path)["labels_guessed"].iloc[-1] > 0
-    with pytest.raises(FedsimError, match="all clients to whom anything came in round 1 failed.*wrong_of_all"):
+    with pytest.raises(FedsimError, match=r"all clients to whom anything came in round 1 failed.*wrong_of_all"):
         run_into(tmp_path / "b", tiny(*STREAM, *chosen, target.replace("NAME", "wrong_of_all")))
 
 

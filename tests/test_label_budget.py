@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
 from helpers import parts, resume, run_into, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from scipy.special import ndtri
 from scipy.stats import binom, entropy
 from test_resume import model_of
 
+from fedsim import flower
+from fedsim.client import ContextStates, make_client_app
 from fedsim.data.dataset import Dataset
 from fedsim.fleet.draws import uniforms
 from fedsim.plan import warnings_of
@@ -198,6 +201,28 @@ def test_only_who_has_bought_something_trains(memory: str, tmp_path: Path) -> No
         assert rounds["num_examples"].tolist() == fresh.tolist()
     if memory == "all":
         assert rounds["num_examples"].tolist() == rounds["labels_asked"].tolist()
+
+
+def test_a_real_node_takes_notes_in_its_own_context() -> None:
+    """The two messages of a round as Flower would send them to one device, beside a simulated run's first round."""
+    made = parts(*STREAM, "rounds=1")
+    app, model = make_client_app(made.devices), flower.to_record(made.server.state.arrays)
+    flower.enter_runtime()
+    asked, grid = [], made.grid()
+    contexts = [flower.node_context(0) for _ in range(8)]
+    for client, context in enumerate(contexts):
+        context.node_config["partition-id"] = client
+        content = RecordDict({flower.ARRAYS: model, flower.CONFIG: ConfigRecord({"server-round": 1, "fold": ""})})
+        message = Message(content, client, flower.EVALUATE_STREAM)
+        flower.stamp(message, 1)
+        metrics = app(message, context).content[flower.METRICS]
+        asked.append(int(metrics["labels-asked"]))
+    made.server.run(grid)
+    for client, context in enumerate(contexts):
+        own, theirs = from_state(ContextStates(context).get(client), 3), from_state(grid.states.committed[client], 3)
+        assert own.asked.tolist() == theirs.asked.tolist() and len(own.asked) == asked[client]
+        assert own.purse == theirs.purse
+    assert made.server.state.rows[0]["labels_asked"] == sum(asked) > 0
 
 
 def test_labels_that_nobody_knows_are_bought_in_vain(tmp_path: Path) -> None:
