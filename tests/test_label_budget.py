@@ -302,19 +302,15 @@ def test_who_takes_part_under_a_local_promise_tells_nothing_of_rows(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("quality", "covered"),
+    "quality",
     [
-        (Quality(), True),
-        (Quality(labels=RandomLabels()), True),
-        (Quality(unlabelled=PseudoLabels()), True),
-        (Quality(labels=UncertainLabels()), False),
-        (Quality(cleaning=ConfidentLearning()), False),
+        Quality(labels=RandomLabels()),
+        Quality(labels=UncertainLabels()),
+        Quality(unlabelled=PseudoLabels()),
+        Quality(cleaning=ConfidentLearning()),
     ],
 )
-def test_a_promise_to_examples_does_not_cover_what_one_does_to_others(quality: Quality, covered: bool) -> None:
-    if covered:
-        quality.check(Steady(), "classification", by_example=True)
-        return
+def test_a_promise_to_examples_does_not_cover_what_one_does_to_others(quality: Quality) -> None:
     with pytest.raises(FedsimError, match="privacy=example does not cover"):
         quality.check(Steady(), "classification", by_example=True)
 
@@ -333,6 +329,10 @@ def test_what_does_nothing_is_never_refused() -> None:
         (
             ("streams=steady", "labels=uncertainty", "dataset._target_=test_label_budget.tiny_regression"),
             "use labels=random",
+        ),
+        (
+            ("streams=steady", "labels=random", "privacy=example", "privacy.epsilon=4"),
+            "labels=random decides which rows are learnt",
         ),
         (("streams=steady", "response=ask_for_labels"), "set labels=uncertainty"),
         (("streams=steady", "labels=random", "response=ask_for_labels", "response.factor=0.5"), "at least 1"),

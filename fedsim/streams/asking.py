@@ -28,14 +28,12 @@ class Labels:
     """Base class, and `labels=all`: every label is told, when the stream has it come. kind: the part's name.
 
     asks: whether labels come only when they are asked for. budget: share of a client's arrivals whose label it buys.
-    looks: whether the choice follows from the model's answers. rows_apart: whether a row's label is asked for whatever the other
-    rows are.
+    looks: whether the choice follows from the model's answers.
     """
 
     kind = "all"
     asks = False
     looks = False
-    rows_apart = True
     budget = 1.0
 
     def ask(
@@ -95,7 +93,6 @@ class UncertainLabels(Budgeted):
 
     kind = "uncertainty"
     looks = True
-    rows_apart = False
 
     def __init__(self, budget: float = 0.1, measure: str = "margin", step: float = 0.01, spread: float = 1.0) -> None:
         super().__init__(budget)

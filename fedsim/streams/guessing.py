@@ -25,14 +25,12 @@ LabellingFunction = Callable[[Tensor], Tensor]
 class Unlabelled:
     """Base class, and `unlabelled=none`: rows without a label are not trained on. kind: the part's name.
 
-    guesses: whether anything is. looks: whether guesses follow from the model's answers. rows_apart: whether a row's guess is the
-    same whatever the other rows are.
+    guesses: whether anything is. looks: whether guesses follow from the model's answers.
     """
 
     kind = "none"
     guesses = False
     looks = False
-    rows_apart = True
 
     def guess(self, x: Tensor, answers: np.ndarray, num_classes: int) -> np.ndarray:
         """(n,) int64 labels, ABSTAINS where there is none. x: (n, ...) preprocessed; answers: (n, classes), as in Labels.ask."""
@@ -71,7 +69,6 @@ class LabellingFunctions(Unlabelled):
 
     kind = "labelling_functions"
     guesses = True
-    rows_apart = False  # a function is shown all rows at once
 
     def __init__(self, functions: Sequence[LabellingFunction] = ()) -> None:
         if isinstance(functions, str) or not functions or not all(callable(function) for function in functions):

@@ -39,9 +39,9 @@ class Quality:
         """Refuse what makes no sense, before any work. by_example: the run promises privacy to single examples.
 
         A promise to a client covers whatever that client does with its own rows: which it buys labels of, guesses or leaves out
-        follows from its own rows and from models that were released already. A promise to one example does not cover what that
-        example does to the others of its client: whose labels are still bought once it took of the budget, and which rows look
-        wrong by thresholds that are means over all.
+        follows from its own rows and from models that were released already. A promise to one example does not: whose labels are
+        still bought once it took of the budget, and which rows look wrong by thresholds that are means over all, are what it does
+        to the others of its client; and its accounting takes what a memory holds from the stream, not from what was bought.
         """
         if not self.acts:
             return
@@ -60,9 +60,9 @@ class Quality:
                 f"labels={self.labels.kind} buys a label when its row comes, and has it at once; set streams.label_delay=0, "
                 "or labels=all"
             )
-        if by_example and not (self.labels.rows_apart and self.unlabelled.rows_apart and not self.cleaning.cleans):
+        if by_example:
             raise FedsimError(
-                f"{self.named} has one example decide what is learnt of others, which privacy=example does not cover; use "
-                "privacy=user, whose promise is to all rows of a client, or labels=random unlabelled=pseudo_labels cleaning=none"
+                f"{self.named} decides which rows are learnt, for how long and beside which others, which privacy=example does not "
+                "cover; use privacy=user, whose promise is to all rows of a client, or labels=all unlabelled=none cleaning=none"
             )
         self.cleaning.prepare()
