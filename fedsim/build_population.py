@@ -8,10 +8,13 @@ from omegaconf import DictConfig
 
 from fedsim.algorithms import Algorithm
 from fedsim.checks import require_int, require_number
+from fedsim.comparators import Comparators
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
+from fedsim.data_drift import DataDrift
+from fedsim.judging import Judge
 from fedsim.make import make
 from fedsim.online import Online
 from fedsim.rounds import EvaluationPlan
@@ -21,6 +24,7 @@ from fedsim.streams.population import StreamedPopulation, check_streams
 from fedsim.streams.prequential import Prequential
 from fedsim.streams.responses import Response
 from fedsim.streams.watching import Watcher
+from fedsim.training import Trainer
 from fedsim.types import FedsimError, Params
 
 
@@ -87,7 +91,13 @@ def columns_of(dataset: Dataset) -> Columns:
 
 
 def make_online(
-    cfg: DictConfig, population: Population, algorithm: Algorithm, plan: EvaluationPlan, start: Params
+    cfg: DictConfig,
+    population: Population,
+    algorithm: Algorithm,
+    plan: EvaluationPlan,
+    start: Params,
+    judge: Judge,
+    trainer: Trainer,
 ) -> Online | None:
     """What the server does on streams; None without any. start: the arrays that the run begins with."""
     watch: Watch = make(cfg.detector, "detector")
@@ -97,6 +107,11 @@ def make_online(
             raise FedsimError(
                 "detector and response are of runs whose data come as streams; set streams=steady (or poisson, bursts, day_night), "
                 "or detector=none response=none"
+            )
+        if plan.regret or plan.data_drift is not None:
+            raise FedsimError(
+                "evaluation.regret and evaluation.data_drift are of runs whose data come as streams; set streams=steady (or "
+                "poisson, bursts, day_night), or evaluation.regret=[] evaluation.data_drift=null"
             )
         return None
     if response.kind != "none" and not cfg.privacy._target_.endswith("NoPrivacy"):
@@ -118,7 +133,9 @@ def make_online(
             f"detector.watch={watch.watch} is not seen by the server of a run, who hears of errors and losses; set one of these"
         )
     prequential = Prequential(plan.fading, plan.window)
-    return Online(population, prequential, Watcher(watch, cfg.seed), response, start)
+    comparators = Comparators(plan, population, judge, trainer, start) if plan.regret else None
+    data_drift = None if plan.data_drift is None else DataDrift(population, plan.data_drift)
+    return Online(population, prequential, Watcher(watch, cfg.seed), response, start, comparators, data_drift)
 
 
 def _keeps_arrays(algorithm: Algorithm) -> bool:

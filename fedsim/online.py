@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,18 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim import flower
+from fedsim.comparators import Comparators
+from fedsim.data_drift import DataDrift
+from fedsim.grids.base import SimulationGrid
 from fedsim.nodes import Nodes
 from fedsim.rounds import Row
 from fedsim.streams.population import StreamedPopulation
 from fedsim.streams.prequential import Prequential
 from fedsim.streams.responses import Response
+from fedsim.streams.verdict import verdict
 from fedsim.streams.watching import Watcher
-from fedsim.types import Params
+from fedsim.training.evaluation import across_clients
+from fedsim.types import FedsimError, Params
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Online:
     """What a server does of its own on streams, beside its rounds.
 
     prequential: the figures of test, then train. watcher: raises alarms. response: what follows from one. start: the arrays that
-    the run began with.
+    the run began with. comparators: what its losses are held against. data_drift: how far data moved.
     """
 
     population: StreamedPopulation
@@ -34,6 +39,8 @@ class Online:
     watcher: Watcher
     response: Response
     start: Params
+    comparators: Comparators | None = None
+    data_drift: DataDrift | None = None
 
     def judge(
         self,
@@ -48,7 +55,8 @@ class Online:
         clients = np.flatnonzero(self.population.arrived(round))
         losses, hits, counts, judged = [np.empty(0)], [np.empty(0)], [], []
         if len(clients):
-            record, config = flower.to_record(arrays), ConfigRecord({"server-round": round})
+            record = flower.to_record(arrays)
+            config = ConfigRecord({"server-round": round, "predictions": self.data_drift is not None})
             content = RecordDict({flower.ARRAYS: record, flower.CONFIG: config})
             messages = [Message(content, node, flower.EVALUATE_STREAM) for node in nodes.of(clients)]
             with interruptible():
@@ -57,10 +65,36 @@ class Online:
                 targets = flower.from_record(flower.arrays_of(reply.content)[flower.TALLY])
                 losses.append(targets["losses"].numpy())
                 hits.append(targets["hits"].numpy())
+                if self.data_drift is not None:
+                    self.data_drift.take(round, targets["predicted"].numpy())
                 clients_of = flower.record_of(reply.content, flower.CLIENTS)
                 judged += flower.column(clients_of, "id") or [nodes.client(reply.metadata.src_node_id)]
                 counts += flower.column(clients_of, flower.NUM_EXAMPLES) or [len(losses[-1])]
-        return self._take(round, np.array(judged, np.int64), np.array(counts, np.int64), losses, hits)
+        row = self._take(round, np.array(judged, np.int64), np.array(counts, np.int64), losses, hits)
+        return row | self._compared(grid, round, np.array(judged, np.int64), row, interruptible)
+
+    def _compared(
+        self,
+        grid: Grid,
+        round: int,
+        clients: np.ndarray,
+        row: Row,
+        interruptible: Callable[[], AbstractContextManager[None]],
+    ) -> Row:
+        """The columns of what the model is held against; none where nothing is."""
+        if self.comparators is None:
+            return {}
+        if not isinstance(grid, SimulationGrid):
+            raise FedsimError(
+                "evaluation.regret trains on all clients' data in one place, which a simulation alone has; set evaluation.regret=[]"
+            )
+        played = row["round_loss"] * row["arrived"] if row["arrived"] else None
+        return self.comparators.row(round, clients, played, interruptible)
+
+    def in_hindsight(self, rows: Sequence[Row], last: Params) -> None:
+        """Fill in what is only known at the end, in the rows of all rounds. last: the arrays after them."""
+        if self.comparators is not None:
+            self.comparators.in_hindsight(rows, last)
 
     def _take(
         self, round: int, clients: np.ndarray, counts: np.ndarray, losses: list[np.ndarray], hits: list[np.ndarray]
@@ -73,7 +107,8 @@ class Online:
         self.response.hear(round, alarm)
         everyone = np.arange(self.population.num_clients)
         amount = float(self.population.drift.amount(everyone, round).mean()) if self.population.drift.drifts else 0.0
-        return {**self.prequential.columns(), "drift": amount, "detected": int(alarm)}
+        concept = {"concept": self.concept(round)} if self.drifts else {}
+        return {**self.prequential.columns(), "drift": amount, **concept, "detected": int(alarm)}
 
     @property
     def drifts(self) -> bool:
@@ -90,9 +125,33 @@ class Online:
         """The arrays after this round, as the response to an alarm has them."""
         return self.response.arrays(round, self.start, before, after)
 
-    def describe(self, rounds: int) -> dict[str, Any]:
-        """What summary.json says of the streams and of the drift that there was."""
-        return {**self.population.describe(rounds), "drift": self.population.drift.truth(rounds)}
+    def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """What summary.json says of the streams and of the drift that there was, and what the rows of all rounds say of it."""
+        rounds, truth = len(rows), self.population.drift.truth(len(rows))
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: np.array([row.get(name) for row in rows], dtype=np.float64) for name in names}
+        found = verdict(columns, truth)
+        noticed = [delay for delay in found.delays if delay is not None]
+        watched = self.watcher.watch.kind != "none"
+        return {
+            **self.population.describe(rounds),
+            "drift": truth,
+            "recovery_rounds": found.recovery_rounds(rounds),
+            "drifts_unrecovered": sum(one.rounds is None for one in found.recoveries),
+            "detection_delay": float(np.mean(noticed)) if noticed else None,
+            "drifts_missed": len(found.drifts) - len(noticed) if watched else None,
+            "false_alarms": found.false_alarms if watched else None,
+            "forgetting": found.forgetting,
+            **{name: rows[-1].get(name) for name in ("regret_fixed", "regret_offline")},
+            "best_fixed": None if self.comparators is None else self.comparators.best,
+            "clients_worst10": self._worst_tenth(),
+        }
+
+    def _worst_tenth(self) -> float | None:
+        """Mean of the lowest tenth of the clients' own prequential accuracies; None where there are none."""
+        accuracy = self.prequential.client_columns()["prequential_accuracy"]
+        known = accuracy[~np.isnan(accuracy)]
+        return across_clients(known.tolist())["worst10"] if len(known) else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -100,6 +159,8 @@ class Online:
             "prequential": self.prequential.state(),
             "watcher": self.watcher.state(),
             "response": self.response.state(),
+            "comparators": {} if self.comparators is None else self.comparators.state(),
+            "data_drift": {} if self.data_drift is None else self.data_drift.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -107,3 +168,26 @@ class Online:
         self.prequential.load_state(state["prequential"])
         self.watcher.load_state(state["watcher"])
         self.response.load_state(state["response"])
+        if self.comparators is not None:
+            self.comparators.load_state(state["comparators"])
+        if self.data_drift is not None:
+            self.data_drift.load_state(state["data_drift"])
+
+
+CLIENT_COLUMNS = ("judged", "prequential_accuracy", "prequential_loss", "cumulative_accuracy", "cumulative_loss")
+"""Columns of clients.parquet that streams fill in."""
+
+
+def client_columns(online: Online | None, clients: int) -> dict[str, Any]:
+    """Those columns, (clients,) each: null where nothing of a client's was judged, or where no data come as streams."""
+    import pyarrow as pa
+
+    found = {} if online is None else online.prequential.client_columns()
+    columns = {}
+    for name in CLIENT_COLUMNS:
+        values = np.full(clients, np.nan)
+        if found:
+            values[found["client"]] = found[name]
+        kind = pa.int64() if name == "judged" else pa.float64()
+        columns[name] = pa.array(values, mask=~np.isfinite(values)).cast(kind)
+    return columns

@@ -35,6 +35,7 @@ from fedsim.online import Online
 from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler, round_half_up
+from fedsim.streams.verdict import CONCEPTS
 from fedsim.training.arrays import all_finite
 from fedsim.types import FedsimError, Params
 
@@ -115,7 +116,7 @@ class Server:
         if self.online is None:
             return {}
         row = self.online.judge(grid, nodes, round, self.state.arrays, self.timeout, self.interruptible)
-        return row | ({"old_concept_accuracy": None} if self.online.drifts else {})
+        return row | (dict.fromkeys(CONCEPTS) if self.online.drifts else {})
 
     def _choice(self, round: int) -> Choice:
         """Who may be asked in this round."""

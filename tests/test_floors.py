@@ -27,6 +27,8 @@ FLOORS: list[set[str]] = [
         "replies",
         "merging",
         "online",
+        "comparators",
+        "data_drift",
         "evaluating",
         "traffic",
         "judging",

@@ -69,6 +69,10 @@ class StreamedPopulation(Population):
         positions = self.stream.arriving(client, round)
         return self._streamed(client, round, positions, np.full(len(positions), round))
 
+    def known_data(self, client: int, round: int) -> ClientData:
+        """All of the client's examples whose label has come by the end of this round, whatever its memory; may be none."""
+        return self._streamed(client, round, *self.stream.known(client, round))
+
     def has_data(self, round: int) -> np.ndarray:
         """(num_clients,) bool: who has anything to train on in this round."""
         return self.stream.can_train(round)
