@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from omegaconf import DictConfig
@@ -44,7 +46,7 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
         partition = Partition(partition.offsets, kept[np.asarray(partition.rows)])
     cache_mb = require_int("population.cache_mb", cfg.population.cache_mb, low=0)
     given = (dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
-    arrivals, schedule = make(cfg.streams, "streams"), make(cfg.drift, "drift")
+    arrivals, schedule = make(cfg.streams, "streams"), make_drift(cfg)
     check_streams(arrivals, schedule)
     if not arrivals.streamed:
         return (PooledPopulation if algorithm.pools_data else Population)(*given)
@@ -79,6 +81,12 @@ def refuse_examples(cfg: DictConfig, arrivals: Arrivals) -> None:
             "an audit plays examples that stay for every round, which those of a stream do not; use audit=none with "
             "privacy=example on streams, or streams=none"
         )
+
+
+def make_drift(cfg: DictConfig) -> Any:
+    """The keys of `drift.*`. `drift=none` beside an experiment that drifts leaves that one's keys behind: they mean nothing."""
+    none = cfg.drift._target_.endswith(".Undrifted")
+    return make({"_target_": cfg.drift._target_} if none else cfg.drift, "drift")
 
 
 def columns_of(dataset: Dataset) -> Columns:

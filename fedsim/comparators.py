@@ -87,6 +87,12 @@ class Comparators:
         told = {f"offline_{name}": columns[f"prequential_{name}"] for name in ("accuracy", "loss")}
         return told | {"regret_offline": finite_or_none(self._regret)}
 
+    @property
+    def offline_accuracy(self) -> float | None:
+        """The share of all targets so far that the offline models had right; None where there are none, or nothing can be right."""
+        accuracy = self._figures.columns()["cumulative_accuracy"]
+        return None if accuracy is None else float(accuracy)
+
     def in_hindsight(self, rows: Sequence[Row], last: Params) -> None:
         """Fill in the columns of the fixed model in the rows of all rounds, from the first one on.
 

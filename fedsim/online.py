@@ -142,8 +142,9 @@ class Online:
             "drifts_missed": len(found.drifts) - len(noticed) if watched else None,
             "false_alarms": found.false_alarms if watched else None,
             "forgetting": found.forgetting,
-            **{name: rows[-1].get(name) for name in ("regret_fixed", "regret_offline")},
+            **_regrets(rows),
             "best_fixed": None if self.comparators is None else self.comparators.best,
+            "offline_accuracy": None if self.comparators is None else self.comparators.offline_accuracy,
             "clients_worst10": self._worst_tenth(),
         }
 
@@ -172,6 +173,16 @@ class Online:
             self.comparators.load_state(state["comparators"])
         if self.data_drift is not None:
             self.data_drift.load_state(state["data_drift"])
+
+
+def _regrets(rows: Sequence[Row]) -> dict[str, float | None]:
+    """The last regrets, null without, and those for each target that was judged."""
+    judged = sum(row["arrived"] for row in rows)
+    found: dict[str, float | None] = {}
+    for name in ("regret_fixed", "regret_offline"):
+        total = rows[-1].get(name)
+        found |= {name: total, f"{name}_each": total / judged if judged and total is not None else None}
+    return found
 
 
 CLIENT_COLUMNS = ("judged", "prequential_accuracy", "prequential_loss", "cumulative_accuracy", "cumulative_loss")

@@ -73,7 +73,7 @@ def movement_rows(run: Run) -> list[tuple[str, ...]]:
     if moved is None:
         return []
     order = np.argsort(-np.nanmax(moved.index, axis=1), kind="stable")[:MOST_ROWS]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place in order.tolist():
         index, distance = moved.index[place], moved.wasserstein[place]
         at = np.flatnonzero(index >= LARGE)
