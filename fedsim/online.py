@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class Online:
     """What a server does of its own on streams, beside its rounds.
 
     prequential: the figures of test, then train. watcher: raises alarms. response: what follows from one. start: the arrays that
-    the run began with. comparators: what its losses are held against. data_drift: how far data moved.
+    the run began with. comparators: what its losses are held against. data_drift: how far data moved. fetched:
+    (clients,) in how many rounds something came to each that did not train, and so needed the model for predictions alone.
     """
 
     population: StreamedPopulation
@@ -41,6 +42,10 @@ class Online:
     start: Params
     comparators: Comparators | None = None
     data_drift: DataDrift | None = None
+    fetched: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fetched = np.zeros(self.population.num_clients, np.int64)
 
     def judge(
         self,
@@ -90,6 +95,12 @@ class Online:
             )
         played = row["round_loss"] * row["arrived"] if row["arrived"] else None
         return self.comparators.row(round, clients, played, interruptible)
+
+    def fetch(self, round: int, sent: np.ndarray) -> None:
+        """Count who needs the model of a round, to predict what comes, and is not among those that it is sent to (k,)."""
+        needs = self.population.arrived(round) > 0
+        needs[sent] = False
+        self.fetched += needs
 
     def in_hindsight(self, rows: Sequence[Row], last: Params) -> None:
         """Fill in what is only known at the end, in the rows of all rounds. last: the arrays after them."""
@@ -160,6 +171,7 @@ class Online:
             "prequential": self.prequential.state(),
             "watcher": self.watcher.state(),
             "response": self.response.state(),
+            "fetched": self.fetched.copy(),
             "comparators": {} if self.comparators is None else self.comparators.state(),
             "data_drift": {} if self.data_drift is None else self.data_drift.state(),
         }
@@ -169,6 +181,7 @@ class Online:
         self.prequential.load_state(state["prequential"])
         self.watcher.load_state(state["watcher"])
         self.response.load_state(state["response"])
+        self.fetched = np.array(state["fetched"], np.int64)
         if self.comparators is not None:
             self.comparators.load_state(state["comparators"])
         if self.data_drift is not None:

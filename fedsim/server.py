@@ -93,6 +93,8 @@ class Server:
         seen = self._ahead(grid, nodes, round)
         turn = self.schedule.turn(round, self.field, self._choice(round))
         self.protection.charge(round, turn.cohort)
+        if self.online is not None:
+            self.online.fetch(round, turn.cohort)
         outcome, arrays = self._learn(grid, nodes, round, turn)
         if self.online is not None:
             arrays = self.online.answered(round, self.state.arrays, arrays)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.parts import Parts
+from fedsim.predicting import prediction_of
 from fedsim.results.formats import at_least, at_most
 from fedsim.results.loggers import without_credentials
 from fedsim.results.run import host, peak_memory_mb, versions
@@ -85,6 +86,7 @@ def _online(parts: Parts) -> dict[str, Any]:
     return {
         **{name: state.rows[-1].get(name) for name in names},
         "streams": None if online is None else online.describe(state.rows),
+        "prediction": prediction_of(parts),
     }
 
 

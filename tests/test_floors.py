@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
         "online",
         "comparators",
         "data_drift",
+        "predicting",
         "evaluating",
         "traffic",
         "judging",

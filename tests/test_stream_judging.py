@@ -12,11 +12,14 @@ import torch
 from helpers import TINY, config, parts, play, resume, run_into, tiny
 from test_resume import model_of
 
+from fedsim.fleet.hardware import Hardware
+from fedsim.fleet.prediction import Asked, prediction_costs
+from fedsim.fleet.work import count_prediction
 from fedsim.results.finished import read_run
 from fedsim.results.movement import movement_rows, movement_words
 from fedsim.results.pictures.movement import data_drift
 from fedsim.results.pictures.stream import stream_clients
-from fedsim.results.stream_words import compared_rows, stream_words
+from fedsim.results.stream_words import compared_rows, prediction_rows, stream_words
 from fedsim.streams.distances import index_of_counts, stability_index
 from fedsim.streams.movement import LARGE, Movement, described, expected_index, spaced
 from fedsim.streams.population import StreamedPopulation
@@ -315,3 +318,69 @@ def test_a_regression_is_judged_and_held_against_others_too(tmp_path: Path) -> N
     except FedsimError as error:
         pytest.skip(str(error))
     assert summary["streams"]["regret_offline"] is not None
+
+
+# What predictions cost
+
+
+def test_a_forward_pass_is_counted_by_the_example() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3, bias=False))
+    assert count_prediction(model, torch.zeros(4, 6)) == 2 * (6 * 5 + 5 * 3)
+
+
+def test_what_predictions_cost_is_as_by_hand() -> None:
+    """Two devices; 30 and 10 examples in 3 and 1 rounds of 100 s; the second had to be sent the model once."""
+    one = np.ones(2)
+    hardware = Hardware(
+        kind=np.zeros(2, np.int64),
+        flops=np.array([1e6, 2e6]),
+        memory=one,
+        down=np.array([1000.0, 500.0]),
+        up=np.array([100.0, 50.0]),
+        latency=np.array([0.1, 0.2]),
+        compute_watts=np.array([2.0, 4.0]),
+        down_watts=np.array([1.0, 3.0]),
+        up_watts=np.array([5.0, 6.0]),
+        battery=one,
+        charge_watts=one,
+        failures=0 * one,
+    )
+    asked = Asked(np.array([30.0, 10.0]), np.array([3.0, 1.0]), np.array([0.0, 1.0]), 1e4, 2000.0, 20.0, 100.0)
+    found = prediction_costs(asked, hardware)
+    online = {
+        "seconds": (30 * 0.01 + 10 * 0.005) / 40,
+        "joules": 30 * 0.01 * 2 + 10 * 0.005 * 4 + (0.2 + 2000 / 500) * 3,
+        "bytes": 2000,
+    }
+    assert found["online"] == pytest.approx(online)
+    assert found["device_batch"] == pytest.approx({**online, "seconds": online["seconds"] + 50})
+    up = [3 * 0.1 + 30 * 20 / 100, 0.2 + 10 * 20 / 50]
+    down = [3 * 0.1 + 30 * 4 / 1000, 0.2 + 10 * 4 / 500]
+    server = {
+        "seconds": (30 * (up[0] + down[0]) / 3 + 10 * (up[1] + down[1])) / 40 + 50,
+        "joules": up[0] * 5 + up[1] * 6 + down[0] * 1 + down[1] * 3,
+        "bytes": 40 * 24,
+    }
+    assert found["server_batch"] == pytest.approx(server)
+
+
+def test_a_run_on_phones_tells_what_its_predictions_would_cost(tmp_path: Path) -> None:
+    there = ("streams=steady", "streams.rate=2", "streams.repeat=true", "population.holdout=0", "rounds=9")
+    phones = (*there, "fleet=phones", "sampler=fixed", "sampler.cohort_size=2", "sampler.fraction=null")
+    summary = run_into(tmp_path / "whole", tiny(*phones))
+    told = summary["prediction"]
+    assert told["online"]["seconds"] < told["server_batch"]["seconds"] and told["online"]["bytes"] > 0
+    run_into(tmp_path / "part", tiny(*phones, "rounds=4"))
+    assert resume(tmp_path / "part", rounds=9)["prediction"] == told
+    rows = prediction_rows(read_run(tmp_path / "whole"))
+    assert [row[0] for row in rows] == [
+        "On the device, as each comes",
+        "On the device, once a round",
+        "Sent to the server, once a round",
+    ]
+    everybody = run_into(tmp_path / "all", tiny(*there, "fleet=phones", "availability=always", "sampler=all"))
+    assert everybody["prediction"]["online"]["bytes"] == 0  # all train, and have the model
+
+
+def test_without_a_fleet_predictions_cost_nothing_that_is_known(whole: tuple[Path, dict[str, Any]]) -> None:
+    assert whole[1]["prediction"] is None and prediction_rows(read_run(whole[0])) == []

@@ -21,7 +21,7 @@ from fedsim.results.loggers import without_credentials
 from fedsim.results.movement import movement_rows, movement_words
 from fedsim.results.plots import DRAWINGS, write_plots
 from fedsim.results.privacy_words import Promise
-from fedsim.results.stream_words import compared_rows, stream_words
+from fedsim.results.stream_words import compared_rows, prediction_rows, stream_words
 from fedsim.results.wording import cohort_of, failures, gains, participation, spread, story
 
 CAPTIONS = {
@@ -87,6 +87,7 @@ def _view(run: Run) -> dict[str, Any]:
         "field": _field(run),
         "stream": stream_words(run),
         "compared": compared_rows(run),
+        "prediction": prediction_rows(run),
         "movement": {"words": movement_words(run), "rows": movement_rows(run)},
         "privacy": promise.section(),
         "evidence": evidence(run.audit),

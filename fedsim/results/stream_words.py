@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from fedsim.results.finished import Run, tenths
-from fedsim.results.formats import DASH, count_text, known, number_text, percent, tenth_names
+from fedsim.results.formats import DASH, bytes_text, count_text, known, number_text, percent, tenth_names
+from fedsim.results.units import energy_text, time_text
 from fedsim.streams.verdict import Verdict, verdict
 
 
@@ -132,6 +133,24 @@ def text_of(value: Any) -> str:
 
 def _evaluation(run: Run) -> dict[str, Any]:
     return dict((run.summary.get("config") or {}).get("evaluation") or {})
+
+
+WAYS = {
+    "online": "On the device, as each comes",
+    "device_batch": "On the device, once a round",
+    "server_batch": "Sent to the server, once a round",
+}
+"""Of predicting, as `fedsim.fleet.prediction` has them."""
+
+
+def prediction_rows(run: Run) -> list[tuple[str, ...]]:
+    """A row a way of predicting what came: name, time from arrival to answer, energy, bytes; none where no fleet is modelled."""
+    told = run.summary.get("prediction") or {}
+    return [
+        (words, time_text(told[way]["seconds"]), energy_text(told[way]["joules"]), bytes_text(told[way]["bytes"]))
+        for way, words in WAYS.items()
+        if way in told
+    ]
 
 
 def compared_rows(run: Run) -> list[tuple[str, ...]]:
