@@ -26,7 +26,7 @@ from fedsim.training.evaluation import finite_or_none
 from fedsim.training.updates import ClientFailure
 from fedsim.types import ClientData, FedsimError, Params
 
-START, LAST, ALL = "the start", "the last", "all"
+START, LAST, ALL = "start", "last", "all"
 """The fixed models: those that the run began and ended with, and one trained on all that came."""
 
 

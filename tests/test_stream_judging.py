@@ -18,7 +18,7 @@ from fedsim.fleet.work import count_prediction
 from fedsim.results.finished import read_run
 from fedsim.results.movement import movement_rows, movement_words
 from fedsim.results.pictures.movement import data_drift
-from fedsim.results.pictures.stream import stream_clients
+from fedsim.results.pictures.stream import stream, stream_clients
 from fedsim.results.stream_words import compared_rows, prediction_rows, stream_words
 from fedsim.streams.distances import index_of_counts, stability_index
 from fedsim.streams.movement import LARGE, Movement, described, expected_index, spaced
@@ -305,7 +305,13 @@ def test_the_report_tells_what_the_run_was_held_against(whole: tuple[Path, dict[
         "The best fixed model in hindsight",
         "A model trained anew, in one place, on all so far",
     ]
-    assert "of the start, the last, and one trained on all that came" in words and "every 3 rounds" in words
+    assert (
+        "one trained in one place on all that came" in words
+        and "lost least over all rounds" in words
+        and "every 3 rounds" in words
+    )
+    figure = stream(run)
+    assert figure is not None and "best fixed model (fading)" in [text.get_text() for text in figure.legends[0].texts]
     text = (whole[0] / "report.html").read_text()
     assert "Regret an example" in text and "What moved most" in text
 

@@ -45,7 +45,10 @@ def axes(cfg: DictConfig) -> dict[str, list[str]]:
     """What an experiment sweeps over by itself: values by key."""
     params = OmegaConf.to_container(cfg.hydra.sweeper.params, resolve=True)
     parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    return {one.key_or_group: list(one.sweep_string_iterator()) for one in parsed}
+    return {
+        one.key_or_group: list(one.sweep_string_iterator()) if one.is_sweep_override() else [str(one.value())]
+        for one in parsed
+    }
 
 
 def commands(study: str) -> list[list[str]]:

@@ -106,15 +106,20 @@ COMPARED = {
 """What `evaluation.regret` may hold a run against."""
 
 
+FIXED = {"start": "the first", "last": "the second", "all": "the third"}
+"""The fixed models of `fedsim.comparators`, as the report lists them."""
+
+
 def _regret_words(run: Run) -> list[str]:
     """How to read the table of what the run is held against."""
     said = []
     if len(run.curve("regret_fixed")[0]):
         best = (run.summary.get("streams") or {}).get("best_fixed")
         said.append(
-            f"Regret is the sum of the run's losses on what came next less that of another model's. In hindsight the best of three "
-            f"fixed models was {best}: of the start, the last, and one trained on all that came. Another may be better still, so "
-            "the regret against all fixed models is at least as large."
+            "Regret is the sum of the run's losses on what came next less that of another model's. Of three fixed models, the "
+            "one that the run began with, the one that it ended with, and one trained in one place on all that came, "
+            f"{FIXED.get(str(best), DASH)} lost least over all rounds. Another may be better still, so the regret against all "
+            "fixed models is at least as large."
         )
     if len(run.curve("regret_offline")[0]):
         every = _evaluation(run).get("regret_every")

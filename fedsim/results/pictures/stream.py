@@ -24,6 +24,9 @@ CONCEPTS = {
 }
 """What else is drawn, by column: what it is called, and its kind of line."""
 
+MOST_INSIDE = 6
+"""Names that stand in the axes."""
+
 
 def stream(run: Run) -> Figure | None:
     """Prequential accuracy (or loss, of a regression) with the drift's events and the alarms; epsilon below where one is spent."""
@@ -45,7 +48,12 @@ def stream(run: Run) -> Figure | None:
         panels[1].set_ylabel("ε spent")
     for axes in panels:  # alarms lie at the bottom of what is there
         _mark(axes, run)
-    panels[0].legend(loc="lower left" if measure == "accuracy" else "upper left", ncols=2)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if len(handles) > MOST_INSIDE:  # which would hide what they name
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        figure.set_figheight(figure.get_figheight() + 0.6)
+    else:
+        panels[0].legend(loc="lower left" if measure == "accuracy" else "upper left", ncols=2)
     round_axis(panels[-1])
     return figure
 
