@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.drift_recovery import SHARED
 from experiments.privacy_accuracy.results import renewed
 from experiments.study_list import SIZES, STUDIES, Study
 from experiments.study_tables import costs_of, grid_of, markdown, runs_of
@@ -67,6 +68,7 @@ KEPT = (
     ),
     *(
         "cumulative_accuracy",
+        SHARED,
         "streams.recovery_rounds",
         "streams.drifts_unrecovered",
         "streams.detection_delay",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from experiments.drift_recovery import SHARED
+
 SIZES = ("small", "full")
 
 
@@ -29,7 +31,8 @@ MINUTES = Measure("simulated_seconds", "simulated minutes", 2, 1 / 60, ratio=Tru
 NEXT = Measure("cumulative_accuracy", "accuracy on what comes next")
 KILOJOULES = Measure("joules", "kJ of the devices", 2, 1e-3, ratio=True)
 COMING = Measure("cumulative_accuracy", "right of what came")
-RECOVERY = Measure("streams.recovery_rounds", "rounds to recover", 1)
+BACK = Measure(SHARED, "rounds to FedAvg's accuracy", 1)
+RECOVERY = Measure("streams.recovery_rounds", "rounds to its own", 1)
 REGRET = Measure("streams.regret_offline_each", "regret an example")
 OFFLINE = Measure("streams.offline_accuracy", "trained anew")
 SECONDS_TO_TARGET = Measure("simulated_seconds_to_target", "simulated seconds to the target", 1, ratio=True)
@@ -127,11 +130,11 @@ STUDIES = {
         reference="DP-SGD",
     ),
     "drift": Study(
-        ("drift", "drift_momentum", "drift_adagrad_norm", "drift_ewc", "drift_replay"),
+        ("drift", "drift_momentum", "drift_adagrad_norm", "drift_replay"),
         "strategy._target_",
         ("drift._target_",),
         ("prequential_curves",),
-        (COMING, RECOVERY, REGRET),
+        (COMING, BACK, RECOVERY, REGRET),
         also=("name",),
         within=("response._target_", "streams.memory"),
         baseline="FedAvg",
@@ -141,7 +144,7 @@ STUDIES = {
         "response._target_",
         ("drift._target_",),
         ("prequential_curves",),
-        (COMING, RECOVERY, REGRET),
+        (COMING, BACK, RECOVERY, REGRET),
         baseline="no answer",
     ),
     "online_vs_offline": Study(
@@ -161,7 +164,6 @@ WORDS = {
     "fedavgm": "FedAvgM",
     "fedmedian": "median",
     "adagrad_norm": "AdaGrad-Norm",
-    "ewc": "EWC",
     "NoResponse": "no answer",
     "Reset": "reset",
     "Boost": "boost",

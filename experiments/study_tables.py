@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.study_list import UNSAID, WORDS, Measure, Study
+from experiments.drift_recovery import with_shared_level
+from experiments.study_list import BACK, UNSAID, WORDS, Measure, Study
 from fedsim.results.formats import DASH
 from fedsim.results.store import read
 from fedsim.studies.names import label_of, missing, target_name, value_text
@@ -46,7 +47,8 @@ def runs_of(study: Study, size: str, sweeps: Path) -> pd.DataFrame | None:
     folders = [folder for name in study.experiments if (folder := sweeps / name).is_dir()]
     if not any(True for folder in folders for _ in folder.glob("*/summary.json")):
         return None
-    runs = read(folders).runs
+    store = read(folders)
+    runs = store.runs
     if "config.size" not in runs:
         return None
     runs = runs[(runs["config.size"] == size) & runs["experiment"].isin(study.experiments)].reset_index(drop=True)
@@ -58,7 +60,7 @@ def runs_of(study: Study, size: str, sweeps: Path) -> pd.DataFrame | None:
             f"runs in {', '.join(map(str, folders))} differ in {', '.join(strange)} too, in which the study does not; "
             "move those of another question elsewhere, or name another folder with --sweeps"
         )
-    return runs
+    return with_shared_level(runs, store.rounds) if BACK in study.measures else runs
 
 
 def grid_of(study: Study, runs: pd.DataFrame) -> Grid:
