@@ -390,3 +390,19 @@ def test_a_run_on_phones_tells_what_its_predictions_would_cost(tmp_path: Path) -
 
 def test_without_a_fleet_predictions_cost_nothing_that_is_known(whole: tuple[Path, dict[str, Any]]) -> None:
     assert whole[1]["prediction"] is None and prediction_rows(read_run(whole[0])) == []
+
+
+# Detectors on clients
+
+
+def test_detectors_on_clients_vote_in_a_run_and_go_on_after_a_kill(tmp_path: Path) -> None:
+    pytest.importorskip("river")
+    stream = ("streams=steady", "streams.rate=4", "streams.repeat=true", "streams.memory_size=20", "population.holdout=0")
+    watch = ("detector=page_hinkley", "detector.where=clients", "detector.hand=4", "detector.votes=0.5")
+    drift = ("drift=sudden", "drift.at=20", "rounds=32", "evaluation.every=32")
+    summary = run_into(tmp_path / "whole", tiny(*stream, *watch, *drift))
+    assert summary["streams"]["false_alarms"] == 0 and summary["streams"]["detection_delay"] < 6
+    run_into(tmp_path / "part", tiny(*stream, *watch, *drift, "rounds=21"))
+    again = resume(tmp_path / "part", rounds=32)
+    assert again["streams"]["detection_delay"] == summary["streams"]["detection_delay"]
+    assert rounds_of(tmp_path / "part")["detected"].tolist() == rounds_of(tmp_path / "whole")["detected"].tolist()
