@@ -30,7 +30,6 @@ SENT = Measure("bytes_up", "MB sent by clients", 1, 1e-6, exact=True, ratio=True
 MINUTES = Measure("simulated_seconds", "simulated minutes", 2, 1 / 60, ratio=True)
 NEXT = Measure("cumulative_accuracy", "accuracy on what comes next")
 KILOJOULES = Measure("joules", "kJ of the devices", 2, 1e-3, ratio=True)
-COMING = Measure("cumulative_accuracy", "right of what came")
 BACK = Measure(SHARED, "rounds to FedAvg's accuracy", 1)
 RECOVERY = Measure("streams.recovery_rounds", "rounds to its own", 1)
 REGRET = Measure("streams.regret_offline_each", "regret an example")
@@ -134,7 +133,7 @@ STUDIES = {
         "strategy._target_",
         ("drift._target_",),
         ("prequential_curves",),
-        (COMING, BACK, RECOVERY, REGRET),
+        (NEXT, BACK, RECOVERY, REGRET),
         also=("name",),
         within=("response._target_", "streams.memory"),
         baseline="FedAvg",
@@ -144,7 +143,7 @@ STUDIES = {
         "response._target_",
         ("drift._target_",),
         ("prequential_curves",),
-        (COMING, BACK, RECOVERY, REGRET),
+        (NEXT, BACK, RECOVERY, REGRET),
         baseline="no answer",
     ),
     "online_vs_offline": Study(
@@ -152,7 +151,7 @@ STUDIES = {
         "streams.memory",
         ("drift._target_",),
         ("prequential_curves",),
-        (COMING, OFFLINE, REGRET),
+        (NEXT, OFFLINE, REGRET),
     ),
 }
 WORDS = {

@@ -397,7 +397,13 @@ def test_without_a_fleet_predictions_cost_nothing_that_is_known(whole: tuple[Pat
 
 def test_detectors_on_clients_vote_in_a_run_and_go_on_after_a_kill(tmp_path: Path) -> None:
     pytest.importorskip("river")
-    stream = ("streams=steady", "streams.rate=4", "streams.repeat=true", "streams.memory_size=20", "population.holdout=0")
+    stream = (
+        "streams=steady",
+        "streams.rate=4",
+        "streams.repeat=true",
+        "streams.memory_size=20",
+        "population.holdout=0",
+    )
     watch = ("detector=page_hinkley", "detector.where=clients", "detector.hand=4", "detector.votes=0.5")
     drift = ("drift=sudden", "drift.at=20", "rounds=32", "evaluation.every=32")
     summary = run_into(tmp_path / "whole", tiny(*stream, *watch, *drift))

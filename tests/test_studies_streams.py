@@ -49,7 +49,7 @@ def test_rows_are_told_apart_by_every_key_within_them_and_compared_seed_by_seed(
     rows = [(*method, seed, 0.6, took[seed]) for method, took in methods.items() for seed in range(3)]
     study = STUDIES["drift"]
     lines = markdown(study, grid_of(study, streamed(rows))).splitlines()
-    told = ("right of what came", "rounds to FedAvg's accuracy", "rounds to its own", "regret an example")
+    told = ("accuracy on what comes next", "rounds to FedAvg's accuracy", "rounds to its own", "regret an example")
     assert lines[0] == f"| strategy | {' | '.join(f'sudden, {one}' for one in told)} |"
     names = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
     assert names == ["FedAvg", "FedAvg, reservoir", "FedAvg, boost", "FedAvgM"]
