@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.drift_recovery import SHARED
 from experiments.privacy_accuracy.results import renewed
 from experiments.study_list import SIZES, STUDIES, Study
 from experiments.study_tables import costs_of, grid_of, markdown, runs_of
@@ -66,6 +67,16 @@ KEPT = (
         "grams_co2",
     ),
     *(
+        "cumulative_accuracy",
+        SHARED,
+        "streams.recovery_rounds",
+        "streams.drifts_unrecovered",
+        "streams.detection_delay",
+        "streams.false_alarms",
+        "streams.forgetting",
+        "streams.regret_fixed_each",
+        "streams.regret_offline_each",
+        "streams.offline_accuracy",
         "rounds_to_target",
         "simulated_seconds_to_target",
         "joules_to_target",
@@ -81,7 +92,7 @@ def results(study: Study, runs: pd.DataFrame, size: str, path: Path) -> pd.DataF
     """results.csv anew: these runs, and those of the other size that stand there."""
     import pandas as pd
 
-    asked = (study.rows, *study.columns, *study.also)
+    asked = (study.rows, *study.within, *study.columns, *study.also)
     keys = [key for key in asked if key not in ("name", "population.num_clients")]
     own = runs.assign(size=size)
     told = [measure.name for measure in (*study.measures, *study.once) if measure.name not in KEPT]

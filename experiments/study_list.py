@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from experiments.drift_recovery import SHARED
+
 SIZES = ("small", "full")
 
 
@@ -28,6 +30,10 @@ SENT = Measure("bytes_up", "MB sent by clients", 1, 1e-6, exact=True, ratio=True
 MINUTES = Measure("simulated_seconds", "simulated minutes", 2, 1 / 60, ratio=True)
 NEXT = Measure("cumulative_accuracy", "accuracy on what comes next")
 KILOJOULES = Measure("joules", "kJ of the devices", 2, 1e-3, ratio=True)
+BACK = Measure(SHARED, "rounds to FedAvg's accuracy", 1)
+RECOVERY = Measure("streams.recovery_rounds", "rounds to its own", 1)
+REGRET = Measure("streams.regret_offline_each", "regret an example")
+OFFLINE = Measure("streams.offline_accuracy", "trained anew")
 SECONDS_TO_TARGET = Measure("simulated_seconds_to_target", "simulated seconds to the target", 1, ratio=True)
 JOULES_TO_TARGET = Measure("joules_to_target", "kJ to the target", 2, 1e-3, ratio=True)
 
@@ -38,6 +44,7 @@ class Study(NamedTuple):
     experiments: of conf/experiment/. rows, columns: configuration keys that the table is laid out by, several beside each
     other in one heading. figures: of its report, that are kept; `table` is its table drawn. measures: told in every column;
     once: told once a row, over all columns. also: further keys in which its runs may differ.
+    within: further keys that tell rows apart, each in a word, or none where WORDS has none for its value.
     reference: the heading that all others are compared with. baseline: or the row.
     """
 
@@ -48,6 +55,7 @@ class Study(NamedTuple):
     measures: tuple[Measure, ...] = (ACCURACY,)
     once: tuple[Measure, ...] = ()
     also: tuple[str, ...] = ()
+    within: tuple[str, ...] = ()
     reference: str = ""
     baseline: str = ""
 
@@ -120,6 +128,31 @@ STUDIES = {
         also=("privacy.mechanism", "sampler._target_"),
         reference="DP-SGD",
     ),
+    "drift": Study(
+        ("drift", "drift_momentum", "drift_adagrad_norm", "drift_replay"),
+        "strategy._target_",
+        ("drift._target_",),
+        ("prequential_curves",),
+        (NEXT, BACK, RECOVERY, REGRET),
+        also=("name",),
+        within=("response._target_", "streams.memory"),
+        baseline="FedAvg",
+    ),
+    "drift_flights": Study(
+        ("drift_flights",),
+        "response._target_",
+        ("drift._target_",),
+        ("prequential_curves",),
+        (NEXT, BACK, RECOVERY, REGRET),
+        baseline="no answer",
+    ),
+    "online_vs_offline": Study(
+        ("online_vs_offline",),
+        "streams.memory",
+        ("drift._target_",),
+        ("prequential_curves",),
+        (NEXT, OFFLINE, REGRET),
+    ),
 }
 WORDS = {
     "client_scaling": "the same data over all",
@@ -129,6 +162,18 @@ WORDS = {
     "fedavg": "FedAvg",
     "fedavgm": "FedAvgM",
     "fedmedian": "median",
+    "adagrad_norm": "AdaGrad-Norm",
+    "NoResponse": "no answer",
+    "Reset": "reset",
+    "Boost": "boost",
+    "once": "this round's alone",
+    "window": "window",
+    "reservoir": "reservoir",
+    "Undrifted": "no drift",
+    "Sudden": "sudden",
+    "Gradual": "gradual",
+    "Incremental": "incremental",
+    "Recurring": "recurring",
     "Synchronous": "wait for all",
     "OverSelection": "over-selection",
     "FedBuff": "FedBuff",
@@ -145,3 +190,5 @@ WORDS = {
     "Sketch": "sketch",
 }
 """What values are called, in their order."""
+UNSAID = ("NoResponse", "window")
+"""Values of keys within a row of which its name says nothing."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.study_list import WORDS, Measure, Study
+from experiments.drift_recovery import with_shared_level
+from experiments.study_list import BACK, UNSAID, WORDS, Measure, Study
 from fedsim.results.formats import DASH
 from fedsim.results.store import read
 from fedsim.studies.names import label_of, missing, target_name, value_text
@@ -46,19 +47,20 @@ def runs_of(study: Study, size: str, sweeps: Path) -> pd.DataFrame | None:
     folders = [folder for name in study.experiments if (folder := sweeps / name).is_dir()]
     if not any(True for folder in folders for _ in folder.glob("*/summary.json")):
         return None
-    runs = read(folders).runs
+    store = read(folders)
+    runs = store.runs
     if "config.size" not in runs:
         return None
     runs = runs[(runs["config.size"] == size) & runs["experiment"].isin(study.experiments)].reset_index(drop=True)
     if runs.empty:
         return None
-    allowed = {study.rows, *study.columns, *study.also}
+    allowed = {study.rows, *study.columns, *study.also, *study.within}
     if strange := [axis.key for axis in axes_of(runs).axes if axis.key not in allowed]:
         raise FedsimError(
             f"runs in {', '.join(map(str, folders))} differ in {', '.join(strange)} too, in which the study does not; "
             "move those of another question elsewhere, or name another folder with --sweeps"
         )
-    return runs
+    return with_shared_level(runs, store.rounds) if BACK in study.measures else runs
 
 
 def grid_of(study: Study, runs: pd.DataFrame) -> Grid:
@@ -91,9 +93,15 @@ def _by_seed(study: Study, runs: pd.DataFrame) -> dict[str, dict[str, tuple[Meas
     """By row, by column: what is told there, and its value for each seed, at least one; nothing that a seed does not tell."""
     rows, keys = _values(runs, study.rows), [_values(runs, key) for key in study.columns]
     found: dict[str, dict[str, tuple[Measure, pd.Series]]] = {}
-    for value in _ordered(rows):
+    within = [_values(runs, key) for key in study.within]
+    for value, *inside in _places([rows, *within]):
         own = rows == value
-        row = found.setdefault(WORDS.get(value) or value_text(value), {})
+        for column, wanted in zip(within, inside, strict=True):
+            own &= column == wanted
+        if not own.any():
+            continue
+        parts = [value, *(one for one in inside if one not in UNSAID)]
+        row = found.setdefault(", ".join(WORDS.get(one) or value_text(one) for one in parts), {})
         for place in _places(keys):
             chosen = own.copy()
             for column, wanted in zip(keys, place, strict=True):

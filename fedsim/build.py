@@ -141,6 +141,7 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
     schedule.check(field, cohort)
     chunk_size = grid.chunk_size or choose_chunk_size(trainer.execution, cohort, device)
     start = {name: array.detach().cpu().clone() for name, array in model_arrays(model).items()}
+    judge = Judge(model, population, evaluation.batch_on(device))
     server = Server(
         algorithm=algorithm,
         sampler=sampler,
@@ -152,11 +153,11 @@ def build(cfg: DictConfig, together: int = 1, dataset_of: Callable[[DictConfig],
         num_clients=population.num_clients,
         holders=np.flatnonzero(population.holdout_sizes),
         plan=evaluation,
-        judge=Judge(model, population, evaluation.batch_on(device)),
+        judge=judge,
         field=field,
         schedule=schedule,
         compression=compression,
-        online=make_online(cfg, population, algorithm, evaluation, start),
+        online=make_online(cfg, population, algorithm, evaluation, start, judge, trainer),
     )
     return Parts(cfg.name, device, population, algorithm, settings, model, trainer, server, logger, grid, chunk_size)
 

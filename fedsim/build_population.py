@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from fedsim.algorithms import Algorithm
 from fedsim.checks import require_int, require_number
+from fedsim.comparators import Comparators
 from fedsim.data.corruption import Corruption
 from fedsim.data.dataset import Dataset
 from fedsim.data.missing import with_indicators
 from fedsim.data.partition import Columns, Partition
 from fedsim.data.population import PooledPopulation, Population
+from fedsim.data_drift import DataDrift
+from fedsim.judging import Judge
 from fedsim.make import make
 from fedsim.online import Online
 from fedsim.rounds import EvaluationPlan
@@ -23,6 +28,7 @@ from fedsim.streams.prequential import Prequential
 from fedsim.streams.quality import Quality
 from fedsim.streams.responses import Response
 from fedsim.streams.watching import Watcher
+from fedsim.training import Trainer
 from fedsim.types import FedsimError, Params
 
 
@@ -41,7 +47,7 @@ def build_population(cfg: DictConfig, dataset: Dataset, algorithm: Algorithm, de
         partition = Partition(partition.offsets, kept[np.asarray(partition.rows)])
     cache_mb = require_int("population.cache_mb", cfg.population.cache_mb, low=0)
     given = (dataset, partition, corruption, cfg.population.holdout, cfg.seed, device, cache_mb)
-    arrivals, schedule = make(cfg.streams, "streams"), make(cfg.drift, "drift")
+    arrivals, schedule = make(cfg.streams, "streams"), make_drift(cfg)
     check_streams(arrivals, schedule)
     quality = Quality(*(make(cfg[group], group) for group in ("labels", "unlabelled", "cleaning")))
     by_example = cfg.privacy._target_.endswith("ExamplePrivacy")
@@ -105,6 +111,12 @@ def refuse_examples(cfg: DictConfig, arrivals: Arrivals) -> None:
         )
 
 
+def make_drift(cfg: DictConfig) -> Any:
+    """The keys of `drift.*`. `drift=none` beside an experiment that drifts leaves that one's keys behind: they mean nothing."""
+    none = cfg.drift._target_.endswith(".Undrifted")
+    return make({"_target_": cfg.drift._target_} if none else cfg.drift, "drift")
+
+
 def columns_of(dataset: Dataset) -> Columns:
     """What a partition may look at; lines of text have no label but their speaker."""
     train = dataset.train
@@ -115,7 +127,13 @@ def columns_of(dataset: Dataset) -> Columns:
 
 
 def make_online(
-    cfg: DictConfig, population: Population, algorithm: Algorithm, plan: EvaluationPlan, start: Params
+    cfg: DictConfig,
+    population: Population,
+    algorithm: Algorithm,
+    plan: EvaluationPlan,
+    start: Params,
+    judge: Judge,
+    trainer: Trainer,
 ) -> Online | None:
     """What the server does on streams; None without any. start: the arrays that the run begins with."""
     watch: Watch = make(cfg.detector, "detector")
@@ -125,6 +143,11 @@ def make_online(
             raise FedsimError(
                 "detector and response are of runs whose data come as streams; set streams=steady (or poisson, bursts, day_night), "
                 "or detector=none response=none"
+            )
+        if plan.regret or plan.data_drift is not None:
+            raise FedsimError(
+                "evaluation.regret and evaluation.data_drift are of runs whose data come as streams; set streams=steady (or "
+                "poisson, bursts, day_night), or evaluation.regret=[] evaluation.data_drift=null"
             )
         return None
     if response.kind != "none" and not cfg.privacy._target_.endswith("NoPrivacy"):
@@ -151,7 +174,14 @@ def make_online(
             f"detector.watch={watch.watch} is not seen by the server of a run, who hears of errors and losses; set one of these"
         )
     prequential = Prequential(plan.fading, plan.window)
-    return Online(population, prequential, Watcher(watch, cfg.seed), response, start)
+    if plan.regret and population.quality.labels.asks:
+        raise FedsimError(
+            "evaluation.regret trains on every label that comes, and with labels=random or uncertainty few are bought; set "
+            "evaluation.regret=[], or labels=all"
+        )
+    comparators = Comparators(plan, population, judge, trainer, start) if plan.regret else None
+    data_drift = None if plan.data_drift is None else DataDrift(population, plan.data_drift)
+    return Online(population, prequential, Watcher(watch, cfg.seed), response, start, comparators, data_drift)
 
 
 def _keeps_arrays(algorithm: Algorithm) -> bool:

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from fedsim import flower
 from fedsim.compression.base import Compression
 from fedsim.data.population import Population
-from fedsim.judging import Judge, tally_record
+from fedsim.judging import Judge, Judged, tally_record
 from fedsim.privacy.base import Protection
 from fedsim.replies import Reply, vectors
 from fedsim.streams.notes import NOTES, as_state, from_state
@@ -321,12 +321,13 @@ def _evaluate_stream(devices: Devices, message: Message, context: Context) -> Me
     """What comes to each client in a round, target by target, under its model before it trains; the client takes notes of it."""
     clients, _, chunked = _addressed(message, context)
     config = flower.record_of(message.content, flower.CONFIG)
-    round, factor = flower.column(config, "server-round")[0], float(config.get(flower.BUDGET, 1.0))  # type: ignore[arg-type]
+    round, predictions = flower.column(config, "server-round")[0], bool(config.get("predictions", False))
+    factor = float(config.get(flower.BUDGET, 1.0))  # type: ignore[arg-type]
     received = flower.from_record(flower.arrays_of(message.content)[flower.ARRAYS], devices.population.device)
     judge, states = devices.judge, devices.states_of(context)
     rows: dict[int, dict[str, float]] = {}
     failures: list[ClientFailure] = []
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    found: list[Judged] = []
     for client in clients:
         try:
             arrays = devices.trainer.client_half.initial(received, devices.state_of(states, client))
@@ -338,11 +339,15 @@ def _evaluate_stream(devices: Devices, message: Message, context: Context) -> Me
             failures.append(ClientFailure.of(client, error))
             continue
         found.append(judged)
-        rows[client] = {flower.NUM_EXAMPLES: len(judged[0]), **counts}
-    losses, hits = (np.concatenate([one[part] for one in found]) if found else np.empty(0) for part in (0, 1))
-    targets = flower.exact_record({"losses": torch.from_numpy(losses), "hits": torch.from_numpy(hits)})
+        rows[client] = {flower.NUM_EXAMPLES: len(judged.losses), **counts}
+    empty = Judged(np.empty(0), np.empty(0), np.empty(0, np.int64))
+    joined = Judged(*(np.concatenate(column) for column in zip(empty, *found, strict=True)))
+    told = {name: torch.from_numpy(column) for name, column in joined._asdict().items()}
+    if not predictions:
+        del told["predicted"]
+    targets = flower.exact_record(told)
     own: dict[str, float] = {} if chunked else rows[clients[0]]
-    metrics = MetricRecord({**own, flower.NUM_EXAMPLES: float(len(losses))})
+    metrics = MetricRecord({**own, flower.NUM_EXAMPLES: float(len(joined.losses))})
     content = RecordDict({flower.TALLY: targets, flower.METRICS: metrics})
     if chunked:
         content[flower.CLIENTS] = vectors(rows, failures)

@@ -16,6 +16,7 @@ from fedsim.grids.base import SimulationGrid
 from fedsim.judging import Judge, tally_from
 from fedsim.nodes import Cohort, Nodes
 from fedsim.rounds import EvaluationPlan, Outcome, Row
+from fedsim.streams.verdict import CONCEPTS
 from fedsim.training.evaluation import across_clients, finite_or_none, join, metrics_of_tally
 from fedsim.types import Params
 
@@ -25,8 +26,8 @@ class Evaluator:
     """Judges models by `plan`.
 
     judge: of the central test split. holders: clients that have held-out data. seed: the run's. concept: of a round, how far data
-    have drifted by then; None where they do not. The test split is then that of the concept that holds, and the old one's accuracy
-    is told beside it: what was forgotten of it.
+    have drifted by then; None where they do not. The test split is then that of the concept that holds, and the accuracies
+    in both are told beside it: what was forgotten of them.
     """
 
     strategy: Strategy
@@ -109,9 +110,9 @@ class _Asked:
 
     def _in_concepts(self, amount: float) -> Row:
         judge = self.evaluator.judge
-        now = judge.in_concept(self.arrays, amount)
-        old = now if amount == 0 else judge.in_concept(self.arrays, 0.0)
-        return {**now, "old_concept_accuracy": old["accuracy"]}
+        found = {concept: judge.in_concept(self.arrays, concept) for concept in (0.0, 1.0)}
+        accuracies = (found[concept]["accuracy"] for concept in found)
+        return {**found[amount], **dict(zip(CONCEPTS, accuracies, strict=True))}
 
     def federated(self, trained: np.ndarray | None, judged: Outcome) -> Row:
         """On the clients' held-out data."""

@@ -113,6 +113,7 @@ def run_baseline(cfg: DictConfig, name: str, run_dir: Path, company: Company | N
     ) in PLAIN.items():  # what could be had without protection or devices' limits: it is what these cost too
         own[group] = OmegaConf.load(conf_dir() / group / f"{plain}.yaml")
     own.baselines, own.name, own.resume = False, f"{cfg.name}/{name}", None
+    own.evaluation.regret, own.evaluation.data_drift = [], None  # of streams, which a baseline has none of
     save_config(own, folder)
     try:
         summary = run(own, folder, company=company)

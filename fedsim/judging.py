@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,14 @@ PACK_BYTES = 32 * 2**20
 
 Figures = dict[str, float]
 """Of one client: num-examples (targets), loss and, but for regression, accuracy. A model that has diverged has a loss of NaN."""
+
+
+class Judged(NamedTuple):
+    """(n,) of each target: its loss, whether it was hit, 1 or 0 (NaN in a regression), and its predicted class (none there)."""
+
+    losses: np.ndarray
+    hits: np.ndarray
+    predicted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -104,18 +113,21 @@ class Judge:
             tally_batches(self.model, x, y, dataset.task, dataset.num_outputs, self.batch_size, None)
         )
 
-    def arriving(self, client: int, round: int, arrays: Params) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) losses and (n,) hits, 1 or 0 (NaN in a regression), of the client's targets that come in this round."""
+    def arriving(self, client: int, round: int, arrays: Params) -> Judged:
+        """The client's targets that come in this round, under given arrays."""
         assert isinstance(self.population, StreamedPopulation)
         load_arrays(self.model, arrays)
-        data = self.population.arriving_data(client, round)
+        return self.judged(self.population.arriving_data(client, round))
+
+    def judged(self, data: ClientData) -> Judged:
+        """The targets of these examples, under the model as it is loaded."""
         if len(data.x) == 0:
-            return np.empty(0), np.empty(0)
+            return Judged(np.empty(0), np.empty(0), np.empty(0, np.int64))
         found = predict(self.model, data.x, data.y, self.population.dataset.task, self.batch_size)
         losses = found.loss.double().numpy()
         if found.target is None or found.predicted is None:
-            return losses, np.full(len(losses), np.nan)
-        return losses, (found.predicted == found.target).double().numpy()
+            return Judged(losses, np.full(len(losses), np.nan), np.empty(0, np.int64))
+        return Judged(losses, (found.predicted == found.target).double().numpy(), found.predicted.numpy())
 
     @torch.no_grad()
     def answers(self, arrays: Params, x: Tensor) -> np.ndarray:

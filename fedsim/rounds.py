@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 
 from fedsim import flower
 from fedsim.algorithms.state import State as StrategyState
-from fedsim.checks import require_int, require_number
+from fedsim.checks import require_choice, require_int, require_number
 from fedsim.training.arrays import all_finite
 from fedsim.training.evaluation import finite_or_none
 from fedsim.types import Params
@@ -26,6 +26,9 @@ EVALUATION_COLUMNS = (
     *("federated_accuracy", "federated_accuracy_std", "federated_accuracy_worst10", "federated_accuracy_best10"),
     *("federated_loss", "federated_clients"),
 )
+
+COMPARED = ("fixed", "offline")
+"""What the losses on a stream may be held against, see `fedsim.comparators`."""
 
 
 @dataclass
@@ -55,7 +58,9 @@ class EvaluationPlan:
 
     batch_size: examples a forward pass; None: as many as suit the device. local_models: of how many clients' own models the
     central test accuracy is the mean, where no model is shared. target: an accuracy; the summary says what it took to get there.
-    fading, window: of the prequential figures of streams, see `fedsim.streams.prequential`.
+    fading, window: of the prequential figures of streams, see `fedsim.streams.prequential`. regret, regret_*: what a stream's
+    losses are held against, see `fedsim.comparators`. data_drift: rounds of a window of the data-drift report, see
+    `fedsim.data_drift`; None: there is none.
     """
 
     every: int = 1
@@ -65,6 +70,12 @@ class EvaluationPlan:
     target: float | None = None
     fading: float = 0.99
     window: int = 1000
+    regret: Sequence[str] = ()
+    regret_every: int = 10
+    regret_epochs: int = 5
+    regret_lr: float = 0.05
+    regret_batch_size: int = 32
+    data_drift: int | None = None
 
     def __post_init__(self) -> None:
         require_int("evaluation.every", self.every, low=1)
@@ -75,6 +86,13 @@ class EvaluationPlan:
             require_int("evaluation.clients", self.clients, low=0)
         if self.target is not None:
             require_number("evaluation.target", self.target, above=0, high=1)
+        for one in self.regret:
+            require_choice("evaluation.regret", one, COMPARED)
+        for key in ("regret_every", "regret_epochs", "regret_batch_size"):
+            require_int(f"evaluation.{key}", getattr(self, key), low=1)
+        require_number("evaluation.regret_lr", self.regret_lr, above=0)
+        if self.data_drift is not None:
+            require_int("evaluation.data_drift", self.data_drift, low=1)
 
     def batch_on(self, device: torch.device) -> int:
         """Examples a forward pass: on a CPU few enough for a layer's outputs to be reused from the heap."""

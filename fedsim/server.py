@@ -35,6 +35,7 @@ from fedsim.online import Online
 from fedsim.privacy.base import Protection, RoundAborted
 from fedsim.rounds import EVALUATION_COLUMNS, EvaluationPlan, Outcome, Row, ServerState, fault
 from fedsim.samplers import Sampler, round_half_up
+from fedsim.streams.verdict import CONCEPTS
 from fedsim.training.arrays import all_finite
 from fedsim.types import FedsimError, Params
 
@@ -92,6 +93,8 @@ class Server:
         seen = self._ahead(grid, nodes, round)
         turn = self.schedule.turn(round, self.field, self._choice(round))
         self.protection.charge(round, turn.cohort)
+        if self.online is not None:
+            self.online.fetch(round, turn.cohort)
         outcome, arrays = self._learn(grid, nodes, round, turn)
         if self.online is not None:
             arrays = self.online.answered(round, self.state.arrays, arrays)
@@ -118,7 +121,7 @@ class Server:
         if self.online is None:
             return {}
         row = self.online.judge(grid, nodes, round, self.state.arrays, self.timeout, self.interruptible)
-        return row | ({"old_concept_accuracy": None} if self.online.drifts else {})
+        return row | (dict.fromkeys(CONCEPTS) if self.online.drifts else {})
 
     def _choice(self, round: int) -> Choice:
         """Who may be asked in this round."""

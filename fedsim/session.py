@@ -13,6 +13,7 @@ from fedsim import flower
 from fedsim.algorithms.state import load_strategy_state, unpack
 from fedsim.grids.base import SimulationGrid
 from fedsim.interrupts import Interrupts
+from fedsim.online import client_columns as client_columns_of_streams
 from fedsim.parts import Parts
 from fedsim.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fedsim.results.progress import Progress
@@ -195,6 +196,9 @@ class Session:
     def _finish(self, facts: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         state, population = self.state, self.parts.population
         protection, field = self.parts.server.protection, self.parts.server.field
+        online = self.parts.server.online
+        if online is not None:
+            online.in_hindsight(state.rows, state.arrays)
         ledger = protection.ledger()
         evidence = self._audit(ledger)
         summary = summarise(self.parts, self.seconds, ledger, evidence) | facts
@@ -205,8 +209,10 @@ class Session:
             epsilons = epsilons.repeat(population.num_holders)
         clients = client_columns(population, state.participations, state.failures, state.client_metrics, epsilons)
         clients |= field.client_columns(population.num_holders)
+        clients |= client_columns_of_streams(online, population.num_holders)
         trips = field.trips if field.modelled else None
-        self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence, trips)
+        moved = None if online is None or online.data_drift is None else online.data_drift.table(state.round)
+        self.folder.write(summary, state.rows, clients, ledger, state.arrays, population, evidence, trips, moved)
         return summary
 
     def _audit(self, ledger: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.parts import Parts
+from fedsim.predicting import prediction_of
 from fedsim.results.formats import at_least, at_most
 from fedsim.results.loggers import without_credentials
 from fedsim.results.run import host, peak_memory_mb, versions
@@ -79,12 +80,13 @@ def _total(rows: list[Row], name: str) -> float | None:
 
 
 def _online(parts: Parts) -> dict[str, Any]:
-    """Of a run on streams: its last prequential figures, and what came and drifted; null without."""
+    """Of a run on streams: its last prequential figures, what came and drifted, and what became of that; null without."""
     online, state = parts.server.online, parts.server.state
     names = ("prequential_accuracy", "prequential_loss", "cumulative_accuracy")
     return {
         **{name: state.rows[-1].get(name) for name in names},
-        "streams": None if online is None else online.describe(state.round),
+        "streams": None if online is None else online.describe(state.rows),
+        "prediction": prediction_of(parts),
     }
 
 

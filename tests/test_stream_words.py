@@ -30,8 +30,18 @@ def run_of(accuracy: list[float], alarms: set[int], events: list[dict[str, Any]]
         "prequential_accuracy": np.array(accuracy),
         "detected": np.isin(rounds, list(alarms)).astype(float),
         "old_concept_accuracy": np.array([0.8] * 10 + [0.5] * (len(accuracy) - 10)),
+        "new_concept_accuracy": np.array([0.1] * 10 + [0.7] * (len(accuracy) - 10)),
+        "concept": np.array([0.0] * 10 + [1.0] * (len(accuracy) - 10)),
     }
-    return Run(Path(), {"rounds": len(accuracy), "streams": {**TOLD, "drift": events}}, {}, columns, {}, [], None)
+    return Run(
+        Path(),
+        {"rounds": len(accuracy), "streams": {**TOLD, "drift": events}},
+        {},
+        columns,
+        {"client": np.arange(2.0)},
+        [],
+        None,
+    )
 
 
 def test_a_dip_its_alarm_and_its_end_are_told() -> None:

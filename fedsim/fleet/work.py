@@ -82,6 +82,18 @@ def count_work(
         ) from error
 
 
+def count_prediction(model: nn.Module, x: Tensor) -> float:
+    """FLOPs of predicting one example: a forward pass alone. x: (n, ...), n even and at least 4. It has run before."""
+    assert len(x) >= 4 and len(x) % 2 == 0, "a half of it must still be a batch"
+    own = copy.deepcopy(model).cpu().eval()
+    flops = []
+    for part in (x.cpu()[: len(x) // 2], x.cpu()):
+        with _decomposed(), torch.no_grad(), _Counter() as counter:
+            own(part.clone())
+        flops.append(counter.flops)
+    return (flops[1] - flops[0]) / (len(x) // 2)
+
+
 def _count(
     model: nn.Module, objective: Objective, settings: LocalTraining, x: Tensor, y: Tensor, private: bool
 ) -> Work:

@@ -17,8 +17,9 @@ from fedsim.results.pictures.classes import client_classes
 from fedsim.results.pictures.clients import client_accuracy, participation
 from fedsim.results.pictures.devices import cost_curves, who_took_part
 from fedsim.results.pictures.learning import learning_curve, traffic
+from fedsim.results.pictures.movement import data_drift
 from fedsim.results.pictures.privacy import privacy
-from fedsim.results.pictures.stream import stream
+from fedsim.results.pictures.stream import stream, stream_clients
 from fedsim.results.pictures.style import drawing, save
 from fedsim.results.pictures.timeline import timeline
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {
     "learning_curve": learning_curve,
     "stream": stream,
+    "stream_clients": stream_clients,
+    "data_drift": data_drift,
     "client_accuracy": client_accuracy,
     "client_classes": client_classes,
     "participation": participation,

@@ -19,14 +19,17 @@ from fedsim.results.finished import Run, read_run, tenth_of
 from fedsim.results.formats import DASH, bytes_text, count_text, duration, known, number_text, percent, tenth_text, text
 from fedsim.results.label_words import missing_words
 from fedsim.results.loggers import without_credentials
+from fedsim.results.movement import movement_rows, movement_words
 from fedsim.results.plots import DRAWINGS, write_plots
 from fedsim.results.privacy_words import Promise
-from fedsim.results.stream_words import stream_words
+from fedsim.results.stream_words import compared_rows, prediction_rows, stream_words
 from fedsim.results.wording import cohort_of, failures, gains, participation, spread, story
 
 CAPTIONS = {
     "learning_curve": "Accuracy and loss over rounds, on the test rows and on the clients' own held-out rows",
     "stream": "Accuracy on what comes next over rounds, with the drift's beginnings, the alarms and epsilon",
+    "stream_clients": "How the accuracy on what comes next spreads over clients",
+    "data_drift": "How far each feature, the label and the prediction moved from the first window, with the drift's beginnings",
     "client_accuracy": "How accuracy spreads over clients, and accuracy against how many examples a client holds",
     "client_classes": "Which client holds how much of which class",
     "participation": "How often clients took part, and when they failed",
@@ -84,6 +87,9 @@ def _view(run: Run) -> dict[str, Any]:
         "costs": _costs(summary) + device_words.cost_rows(run) + _secure_aggregation(run),
         "field": _field(run),
         "stream": stream_words(run),
+        "compared": compared_rows(run),
+        "prediction": prediction_rows(run),
+        "movement": {"words": movement_words(run), "rows": movement_rows(run)},
         "privacy": promise.section(),
         "evidence": evidence(run.audit),
         "machine": _machine(summary),

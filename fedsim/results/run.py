@@ -56,10 +56,11 @@ class RunFolder:
         population: Population,
         audit: dict[str, Any] | None = None,
         trips: np.ndarray | None = None,
+        moved: dict[str, Any] | None = None,
     ) -> None:
         """Write everything, the pictures and the report too; an older summary (of fewer rounds) goes first.
 
-        trips: of devices that take time (`fleet.trips.TRIP`).
+        trips: of devices that take time (`fleet.trips.TRIP`). moved: columns of data_drift.parquet, where there is a report of it.
         """
         self.summary.unlink(missing_ok=True)
         fingerprint = population.dataset.fingerprint
@@ -74,6 +75,8 @@ class RunFolder:
         )
         if trips is not None:
             write_table(self.path / "dispatches.parquet", trip_columns(trips))
+        if moved is not None:
+            write_table(self.path / "data_drift.parquet", moved)
         write_json(self.path / "privacy.json", privacy)
         (self.path / "audit.json").unlink(missing_ok=True)  # of fewer rounds
         if audit:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.results.finished import Run
-from fedsim.results.formats import count_text, known, percent
+from fedsim.results.finished import Run, tenths
+from fedsim.results.formats import DASH, bytes_text, count_text, known, number_text, percent, tenth_names
 from fedsim.results.label_words import came_words, label_words
-from fedsim.streams.regret import forgetting, judge_alarms, recoveries
+from fedsim.results.units import energy_text, time_text
+from fedsim.streams.verdict import Verdict, verdict
 
 
 def events_of(run: Run) -> list[dict[str, Any]]:
@@ -19,24 +20,17 @@ def events_of(run: Run) -> list[dict[str, Any]]:
 
 def recovered(run: Run, event: dict[str, Any]) -> int | None:
     """Rounds until arrivals are judged as well as before the drift, by `fedsim.streams.regret.recoveries`; None if never."""
-    found = recoveries(run.rounds.get("round_accuracy", np.full(len(run.rounds["round"]), np.nan)), _begun(run))
-    return next(one.rounds for one in found if one.round == event["round"])
+    return next(one.rounds for one in _verdict(run).recoveries if one.round == event["round"])
 
 
 def noticed(run: Run, event: dict[str, Any]) -> int | None:
     """Rounds from the beginning of a drift to its first alarm; None where there was none before the next event."""
-    drifts = _begun(run)
-    return judge_alarms(_alarms(run), drifts, len(run.rounds["round"])).delays[drifts.index(event["round"])]
+    found = _verdict(run)
+    return found.delays[found.drifts.index(event["round"])]
 
 
-def _begun(run: Run) -> list[int]:
-    """The rounds in which drifts begin, ascending."""
-    return sorted({event["round"] for event in events_of(run)})
-
-
-def _alarms(run: Run) -> list[int]:
-    rounds, detected = run.curve("detected")
-    return [int(round) for round in rounds[detected > 0]]
+def _verdict(run: Run) -> Verdict:
+    return verdict(run.rounds, events_of(run))
 
 
 def stream_title(run: Run) -> str:
@@ -77,12 +71,110 @@ def stream_words(run: Run) -> list[str]:
             f"end {count_text(run.privacy.get('clients_spent'))} clients had left for that."
         )
     said += [_event_words(run, event) for event in events_of(run)]
-    if false := judge_alarms(_alarms(run), _begun(run), len(run.rounds["round"])).false:
+    found = _verdict(run)
+    if false := found.false_alarms:
         said.append(f"{false} alarm{'s' * (false != 1)} came before anything had drifted.")
-    old = run.rounds.get("old_concept_accuracy")
-    if old is not None and events_of(run) and known(lost := float(forgetting(old[:, None])[-1, 0])) and lost > 0:
-        said.append(f"Of the old concept {lost * 100:.1f} points of accuracy were forgotten by the end.")
+    if events_of(run) and found.forgetting is not None and found.forgetting > 0:
+        said.append(
+            f"Of the concept that was there before {found.forgetting * 100:.1f} points of accuracy were forgotten by the end: its "
+            "best accuracy on test rows less that of the last model (Chaudhry et al. 2018, arXiv 1801.10112)."
+        )
+    return said + _client_words(run) + _regret_words(run)
+
+
+def _client_words(run: Run) -> list[str]:
+    """How what came to the single clients was judged; nothing where that is of fewer than two."""
+    accuracy = run.client("prequential_accuracy")
+    accuracy = accuracy[np.isfinite(accuracy)]
+    if len(accuracy) < 2:
+        return []
+    worst, best = (percent(one) for one in tenths(accuracy))
+    low, high = tenth_names(len(accuracy))
+    return [
+        f"Of what came to each client itself (fading) {percent(float(np.median(accuracy)))} was right at the median of "
+        f"{count_text(len(accuracy))} clients, {worst} at {low} and {best} at {high}."
+    ]
+
+
+COMPARED = {
+    "fixed": "The best fixed model in hindsight",
+    "offline": "A model trained anew, in one place, on all so far",
+}
+"""What `evaluation.regret` may hold a run against."""
+
+
+FIXED = {"start": "the first", "last": "the second", "all": "the third"}
+"""The fixed models of `fedsim.comparators`, as the report lists them."""
+
+
+def _regret_words(run: Run) -> list[str]:
+    """How to read the table of what the run is held against."""
+    said = []
+    if len(run.curve("regret_fixed")[0]):
+        best = (run.summary.get("streams") or {}).get("best_fixed")
+        said.append(
+            "Regret is the sum of the run's losses on what came next less that of another model's. Of three fixed models, the "
+            "one that the run began with, the one that it ended with, and one trained in one place on all that came, "
+            f"{FIXED.get(str(best), DASH)} lost least over all rounds. Another may be better still, so the regret against all "
+            "fixed models is at least as large."
+        )
+    if len(run.curve("regret_offline")[0]):
+        every = _evaluation(run).get("regret_every")
+        said.append(
+            "The offline model is trained from the start on all that was labelled by then, after round 1 and every "
+            f"{text_of(every)} rounds, and judged on what comes until the next; a negative regret says that learning online was "
+            "better."
+        )
     return said
+
+
+def text_of(value: Any) -> str:
+    """A number, or a dash."""
+    return count_text(value) if known(value) else DASH
+
+
+def _evaluation(run: Run) -> dict[str, Any]:
+    return dict((run.summary.get("config") or {}).get("evaluation") or {})
+
+
+WAYS = {
+    "online": "On the device, as each comes",
+    "device_batch": "On the device, once a round",
+    "server_batch": "Sent to the server, once a round",
+}
+"""Of predicting, as `fedsim.fleet.prediction` has them."""
+
+
+def prediction_rows(run: Run) -> list[tuple[str, ...]]:
+    """A row a way of predicting what came: name, time from arrival to answer, energy, bytes; none where no fleet is modelled."""
+    told = run.summary.get("prediction") or {}
+    return [
+        (words, time_text(told[way]["seconds"]), energy_text(told[way]["joules"]), bytes_text(told[way]["bytes"]))
+        for way, words in WAYS.items()
+        if way in told
+    ]
+
+
+def compared_rows(run: Run) -> list[tuple[str, ...]]:
+    """A row for this run and for each that it is held against: name, last accuracy and loss (fading), regret, that an example."""
+    rows: list[tuple[str, ...]] = []
+    examples = float(np.nansum(run.curve("arrived")[1]))
+    for name, words in {"prequential": "This run", **COMPARED}.items():
+        loss, regret = run.curve(f"{name}_loss")[1], run.curve(f"regret_{name}")[1]
+        if name != "prequential" and not len(regret):
+            continue
+        accuracy = run.curve(f"{name}_accuracy")[1]
+        each = number_text(float(regret[-1]) / examples) if len(regret) and examples else DASH
+        rows.append(
+            (
+                words,
+                percent(float(accuracy[-1])) if len(accuracy) else DASH,
+                number_text(float(loss[-1])) if len(loss) else DASH,
+                number_text(float(regret[-1])) if len(regret) else DASH,
+                each,
+            )
+        )
+    return rows if len(rows) > 1 else []
 
 
 def _event_words(run: Run, event: dict[str, Any]) -> str:

@@ -87,6 +87,10 @@ class StreamedPopulation(Population):
         positions = self.stream.arriving(client, round)
         return self._streamed(client, round, positions, np.full(len(positions), round))
 
+    def known_data(self, client: int, round: int) -> ClientData:
+        """All of the client's examples whose label has come by the end of this round, whatever its memory; may be none."""
+        return self._streamed(client, round, *self.stream.known(client, round))
+
     def noted(
         self, client: int, round: int, before: Notes, answer: Callable[[Tensor], np.ndarray], factor: float
     ) -> tuple[Notes, dict[str, int]]:

@@ -55,23 +55,30 @@ class Recovery(NamedTuple):
 
 
 def recoveries(
-    accuracy: np.ndarray, drifts: Sequence[int], tolerance: float = 0.02, smoothing: int = 5
+    accuracy: np.ndarray,
+    drifts: Sequence[int],
+    tolerance: float = 0.02,
+    smoothing: int = 5,
+    level: float | None = None,
 ) -> list[Recovery]:
     """The recovery after each drift, of accuracy (rounds,) on each round's arrivals (NaN where nothing came).
 
     Level: the mean over the last `smoothing` rounds before the drift. After it, round r counts as the mean over the last
     `smoothing` rounds that are not before the drift. Accuracy has fallen in the first round that counts below level -
     tolerance, and is back in the first round after that one that does not; a drift ends where the next one begins. A
-    drift before which nothing was judged has a level of NaN and no recovery.
+    drift before which nothing was judged has a level of NaN and no recovery. level: that of all drifts instead, such as another
+    run's, by which several runs are compared.
     """
     accuracy = np.asarray(accuracy, dtype=np.float64)
     drifts = sorted(set(drifts))
     ends = [*drifts[1:], len(accuracy) + 1]
-    return [_recovery(accuracy, one, end, tolerance, smoothing) for one, end in zip(drifts, ends, strict=True)]
+    return [_recovery(accuracy, one, end, tolerance, smoothing, level) for one, end in zip(drifts, ends, strict=True)]
 
 
-def _recovery(accuracy: np.ndarray, drift: int, end: int, tolerance: float, smoothing: int) -> Recovery:
-    level = _mean(accuracy[max(0, drift - 1 - smoothing) : drift - 1])
+def _recovery(
+    accuracy: np.ndarray, drift: int, end: int, tolerance: float, smoothing: int, wanted: float | None
+) -> Recovery:
+    level = _mean(accuracy[max(0, drift - 1 - smoothing) : drift - 1]) if wanted is None else wanted
     after = accuracy[drift - 1 : end - 1]
     smooth = np.array([_mean(after[max(0, r + 1 - smoothing) : r + 1]) for r in range(len(after))])
     judged = smooth[~np.isnan(smooth)]

@@ -112,6 +112,12 @@ class Stream:
         """(n,) int64 round in which the label of each of the positions (n,) comes; NEVER where it does not."""
         return self._labelled(np.full(len(positions), client), positions, self.came(client, positions))
 
+    def known(self, client: int, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) int64 positions, ascending, whose label has come by the end of `round`, and (n,) the round in which each came."""
+        come = self._told(client, round)
+        there = come.known <= round
+        return come.positions[there], come.came[there]
+
     def held(
         self, client: int, round: int, asked: np.ndarray | None = None, guessed: np.ndarray | None = None
     ) -> np.ndarray:

@@ -153,6 +153,13 @@ UNITS: dict[str, Callable[[float], tuple[float, str]]] = {
 MEASURES = (
     Measure("accuracy", "test accuracy", "Accuracy", True, percent),
     Measure("loss", "test loss", "Loss", False, number_text),
+    Measure("prequential_accuracy", "accuracy on what comes next", "On what comes next", True, percent),
+    Measure("cumulative_accuracy", "accuracy on all that came", "On all that came", True, percent),
+    Measure("streams.recovery_rounds", "rounds to recover from a drift", "Rounds to recover", False, number_text),
+    Measure("streams.regret_fixed_each", "regret an example, best fixed model", "Regret, fixed", False, number_text),
+    Measure("streams.regret_offline_each", "regret an example, offline model", "Regret, offline", False, number_text),
+    Measure("streams.forgetting", "accuracy forgotten of old concepts", "Forgotten", False, percent),
+    Measure("streams.clients_worst10", "worst 10% of clients on what comes next", "Worst 10%, next", True, percent),
     Measure("macro_f1", "macro F1", "Macro F1", True, percent),
     Measure("federated.accuracy_mean", "clients' mean accuracy", "Clients' mean", True, percent),
     Measure("federated.accuracy_std", "standard deviation over clients", "Std over clients", False, percent),

@@ -43,7 +43,7 @@ def lay_out(figure: Figure, renderer: RendererBase, title: Text | None) -> bool:
     title: of the figure, above all.
     """
     panels = figure.axes
-    if not panels or not all(_plain(axes, len(panels)) for axes in panels):
+    if not panels or figure.legends or not all(_plain(axes, len(panels)) for axes in panels):
         return False
     for _ in range(2):  # how many ticks there is room for depends on the size
         ticks = [(_ticks(axes.xaxis, renderer), _ticks(axes.yaxis, renderer)) for axes in panels]

@@ -41,9 +41,9 @@ def judged(study: Study, name: str) -> pd.DataFrame | None:
     return None if known["round"].nunique() < 2 else known
 
 
-def over_rounds(study: Study) -> pd.DataFrame | None:
-    """(cell, round) -> mean, low, high of the study's measure over seeds; None where fewer than two rounds were judged."""
-    name = study.measure.name
+def over_rounds(study: Study, name: str | None = None) -> pd.DataFrame | None:
+    """(cell, round) -> mean, low, high over seeds of a column (None: the study's measure); None of fewer than two rounds."""
+    name = name or study.measure.name
     known = judged(study, name)
     if known is None:
         return None

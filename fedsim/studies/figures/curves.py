@@ -47,7 +47,7 @@ def learning_curves(study: Study, look: Look, along: Along | None = None) -> Fig
         if len(panels) == 1:
             _grey(one, curves, [cell for cell in study.cells.index if cell not in drawn])
         for cell, label, series in panel.lines:
-            _line(one, curves, cell, label, series)
+            draw_line(one, curves, cell, label, series)
         _across(one, curves, along)
         measure_axis(one, "y", study.measure, everything)
         if panel.title:
@@ -119,7 +119,8 @@ def _colored(study: Study, cells: list[int], axis: Axis, look: Look) -> list[tup
     return [(cell, axis.phrase(value), series[places[value]]) for cell, value in zip(cells, values, strict=True)]
 
 
-def _line(axes: Axes, curves: pd.DataFrame, cell: int, label: str, series: Series) -> None:
+def draw_line(axes: Axes, curves: pd.DataFrame, cell: int, label: str, series: Series) -> None:
+    """A cell's mean with its interval; nothing where it has no curve. curves: see `over_rounds`."""
     if cell not in curves.index.get_level_values("cell"):
         return
     curve = curves.loc[cell]

@@ -12,6 +12,7 @@ from fedsim.studies.figures.against import against, by_name
 from fedsim.studies.figures.along import ALONG
 from fedsim.studies.figures.clients import client_accuracy, client_classes
 from fedsim.studies.figures.curves import learning_curves
+from fedsim.studies.figures.drifting import prequential_curves
 from fedsim.studies.figures.heat import heat_map
 from fedsim.studies.figures.pareto import pairs, pareto
 from fedsim.studies.figures.style import Look
@@ -56,6 +57,9 @@ def drawings(study: Study) -> Iterator[Drawing]:
         name = f"{study.measure.name}_by_{_file_name(axis.key)}"
         yield Drawing(name, "against", f"{measure} of each {axis.label}", partial(_by_name, key=axis.key))
     yield Drawing("heat_map", "against", f"{measure} by two numbers that were varied", heat_map)
+    yield Drawing(
+        "prequential_curves", "curves", "Accuracy on what comes next over rounds, and drifts", prequential_curves
+    )
     yield Drawing("learning_curves", "curves", f"{measure} over rounds", learning_curves)
     for along in ALONG:
         name, alt = f"learning_curves_{along.measure.name}", f"{measure} against {along.measure.label}"
@@ -93,7 +97,17 @@ def draw_all(study: Study, folder: Path, look: Look) -> list[Picture]:
     return drawn
 
 
-OURS = ("pareto_", "accuracy_vs_", "accuracy_by_", "loss_vs_", "loss_by_", "heat_map", "learning_curves", "client_")
+OURS = (
+    "pareto_",
+    "accuracy_vs_",
+    "accuracy_by_",
+    "loss_vs_",
+    "loss_by_",
+    "heat_map",
+    "learning_curves",
+    "client_",
+    "prequential_",
+)
 """How the names of our figures begin; other files of the folder are left alone."""
 
 
