@@ -335,6 +335,7 @@ def test_what_does_nothing_is_never_refused() -> None:
             "labels=random decides which rows are learnt",
         ),
         (("streams=steady", "response=ask_for_labels"), "set labels=uncertainty"),
+        (("streams=steady", "labels=random", "evaluation.regret=[offline]"), "trains on every label that comes"),
         (("streams=steady", "labels=random", "response=ask_for_labels", "response.factor=0.5"), "at least 1"),
         (
             (

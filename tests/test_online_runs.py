@@ -130,3 +130,14 @@ def test_a_swap_of_labels_costs_accuracy_and_is_written_down(tmp_path: Path) -> 
 def test_what_makes_no_sense_without_streams_is_refused(overrides: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(FedsimError, match=sentence):
         parts(*overrides)
+
+
+@pytest.mark.parametrize("schedule", [("schedule=synchronous",), ("schedule=fedbuff", "schedule.buffer=2")])
+def test_devices_wait_where_no_label_has_come_yet(schedule: tuple[str, ...], tmp_path: Path) -> None:
+    """Labels come a round late, so in the first round nobody trains, and no device is asked."""
+    more = "fleet=phones", *schedule, "sampler=fixed", "sampler.cohort_size=4"
+    more = *more, "streams=steady", "streams.label_delay=1", "rounds=3"
+    run_into(tmp_path, tiny(*more))
+    rows = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert rows["cohort_size"].tolist()[0] == 0 and (rows["cohort_size"][1:] > 0).all()
+    assert rows["aggregated"].tolist()[0] == 0 and rows["aggregated"].tolist()[-1] == 1

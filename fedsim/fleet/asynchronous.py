@@ -16,7 +16,7 @@ from fedsim import rng
 from fedsim.checks import require_choice, require_int, require_number
 from fedsim.fleet.field import Field
 from fedsim.fleet.schedules import Choice, Schedule, Turn
-from fedsim.fleet.trips import LATE, USED, columns, from_columns, joined
+from fedsim.fleet.trips import LATE, USED, columns, from_columns, joined, no_trips
 from fedsim.types import FedsimError
 
 TRIES = 64
@@ -78,6 +78,8 @@ class Asynchronous(Schedule):
         self._fill(field, choice, version, in_buffer)
         while len(in_buffer) < self.buffer:
             if not self._out:
+                if len(choice.clients) == 0:  # nobody has anything to train on yet
+                    break
                 field.wait(self._free(choice, in_buffer))
                 self._fill(field, choice, version, in_buffer)
                 continue
@@ -87,7 +89,7 @@ class Asynchronous(Schedule):
                 trip["outcome"] = LATE
             (in_buffer if trip["outcome"][0] == USED else lost).append(trip)
             self._fill(field, choice, version, in_buffer)
-        used = joined(in_buffer)
+        used = joined([no_trips(), *in_buffer])
         used = used[np.argsort(used["client"])]
         ended_trips = joined([used, *lost])
         used["round"] = ended_trips["round"] = round

@@ -196,6 +196,8 @@ class Synchronous(Schedule):
         if not field.modelled:
             cohort = choice.draw(None if len(choice.clients) == field.num_clients else choice.clients)
             return cohort, cohort
+        if len(choice.clients) == 0:  # nobody has anything to train on yet
+            return choice.clients, choice.clients
         there = field.wait(choice.clients)
         if choice.blind:
             cohort = choice.draw(choice.clients)
