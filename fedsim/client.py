@@ -184,7 +184,7 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
         return data
 
     def counted(update: ClientUpdate) -> ClientUpdate:
-        return update._replace(metrics=update.metrics | counts[update.client])
+        return update._replace(metrics=update.metrics | counts.get(update.client, {}))
 
     reply = Reply(fold, protection.sums)
     asked = received, clients, data_of, partial(devices.state_of, states), round

@@ -15,6 +15,7 @@ from helpers import TINY, assert_close
 
 from experiments.benchmarks import aggregation, engines, loops, measure, results, stages, tables, targets
 from experiments.benchmarks.__main__ import arguments
+from experiments.benchmarks.pfl_environment import PFL
 from experiments.benchmarks.turn import MARK, Turn, fedsim_rounds, play
 from experiments.benchmarks.workloads import EVERYWHERE, PRIVATE, WORKLOADS, Workload, first_rows, make_parts
 from fedsim.parts import Parts
@@ -115,15 +116,17 @@ def test_ratios_are_taken_turn_by_turn() -> None:
     assert own.speeds == [20.0, 10.0]
 
 
-def test_targets_compare_what_comes_with_the_best_rival() -> None:
+def test_targets_compare_what_comes_with_each_rival() -> None:
     def row(engine: str, speed: float) -> dict[str, object]:
         return {"workload": "2NN", "engine": engine, "client_rounds_per_second": [speed, speed, speed]}
 
-    speeds = {engines.AS_IT_COMES.name: 50, "fedsim inprocess": 99, engines.RAW.name: 10, "pfl a": 5, "pfl b": 20}
+    speeds = {engines.AS_IT_COMES.name: 50, "fedsim inprocess": 99, engines.RAW.name: 10}
+    speeds |= {f"pfl {PFL}, 1 thread": 5, f"pfl {PFL}, 2 processes": 20}
     found = {"engines": {"rows": [row(*item) for item in speeds.items()]}}
     by_name = {target.what: target for target in targets.targets(found)}
     assert by_name["2NN: times the raw loop"].met and by_name["2NN: times the raw loop"].found == 5
-    assert by_name["2NN: times pfl"].found == 2.5 and by_name["2NN: times pfl"].met is False
+    one, two = (by_name[f"2NN: times pfl in {number}"] for number in ("one process", "two processes"))
+    assert (one.found, one.met) == (10, True) and (two.found, two.met) == (2.5, False)
     assert by_name["CNN: times the raw loop"].met is None
 
 
