@@ -152,11 +152,13 @@ def test_regression_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made and gap(*both) < 1e-9
 
 
-def sums(trainer: Trainer, data: Data) -> tuple[list[Folded], list[ClientUpdate], list[ClientFailure]]:
-    """One round, whose updates are weighed by the number of examples."""
+def sums(
+    trainer: Trainer, data: Data, weight: float = 1.0
+) -> tuple[list[Folded], list[ClientUpdate], list[ClientFailure]]:
+    """One round, whose updates are weighed by the number of examples times a weight."""
     start = {n: a.clone() for n, a in model_arrays(trainer.model).items()}
     asked = start, range(len(SIZES)), data, lambda client: {}, 1
-    found = list(trainer.train_folded(*asked, lambda update: update.num_examples))  # type: ignore[arg-type]
+    found = list(trainer.train_folded(*asked, lambda update: weight * update.num_examples))  # type: ignore[arg-type]
     kinds = (Folded, ClientUpdate, ClientFailure)
     return tuple([one for one in found if isinstance(one, kind)] for kind in kinds)  # type: ignore[return-value]
 
@@ -194,6 +196,13 @@ def test_a_client_that_diverges_is_in_no_sum(hidden: tuple[int, ...]) -> None:
     assert failure.client == 2 and "not finite" in failure.reason
     assert [update.client for update in folded.updates] == [0, 1, 3, 4, 5, 6]
     assert all(bool(torch.isfinite(array).all()) for array in folded.arrays.values())
+
+
+def test_clients_without_weight_keep_their_arrays() -> None:
+    """Whoever adds them up says that zeros have no mean, and needs to see them for it."""
+    folded, updates, _ = sums(trainer_of(model_of("mlp"), PLAIN, Execution("lockstep", 7)), data_of(), weight=0.0)
+    assert not folded and [update.client for update in updates] == list(range(7))
+    assert all(update.arrays.keys() == model_arrays(model_of("mlp")).keys() for update in updates)
 
 
 def test_huge_factors_of_finite_weights_are_looked_at() -> None:

@@ -84,7 +84,7 @@ class Factored:
         table: Coefficients,
         at_own_lr: Callable[[Tensor], Tensor],
     ) -> None:
-        self.initial, self.steps, self.table, self.at_own_lr = initial, steps, table.table, at_own_lr
+        self.steps, self.table, self.at_own_lr = steps, table.table, at_own_lr
         self.ends = [0, *accumulate(sizes)]
         self.bases = bases_of(initial)
         clients, rows = len(initial), self.ends[-1]

@@ -369,10 +369,15 @@ class Lockstep:
                 continue
             both = {**metrics[row], **member.metrics}
             results.append(ClientUpdate(member.data.client, arrays, len(member.data.x), member.steps, both, state))
-        weights = [weigh(r) if isinstance(r, ClientUpdate) else 0.0 for r in results] if folds and weigh else []
-        if sums is None or not any(weights):
+        if not folds or weigh is None or sums is None:
             return results, None
-        return results, sums(torch.tensor(weights, device=finite.device))
+        weights = [weigh(result) if isinstance(result, ClientUpdate) else 0.0 for result in results]
+        if any(weights):
+            return results, sums(torch.tensor(weights, dtype=torch.float64, device=finite.device))
+        return [
+            result._replace(arrays=arrays_of(row)) if isinstance(result, ClientUpdate) else result
+            for row, result in enumerate(results)
+        ], None
 
     def _finish(self, member: Member, arrays: Params) -> Params:
         kept = {} if member.private is None else member.private.keeps()
