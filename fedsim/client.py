@@ -184,14 +184,15 @@ def _train(devices: Devices, message: Message, context: Context) -> Message:
         return data
 
     def counted(update: ClientUpdate) -> ClientUpdate:
-        return update._replace(metrics=update.metrics | counts.get(update.client, {}))
+        more = counts.get(update.client)
+        return update._replace(metrics=update.metrics | more) if more else update
 
     reply = Reply(fold, protection.sums)
     asked = received, clients, data_of, partial(devices.state_of, states), round
     plain = fold and not (protection.transforms or devices.compression.compresses)
     for update in devices.trainer.train_folded(*asked, reply.weigh) if plain else devices.trainer.train(*asked):
         if isinstance(update, Folded):
-            reply.add_folded(update._replace(updates=[counted(one) for one in update.updates]))
+            reply.add_folded(update._replace(updates=[*map(counted, update.updates)]))
             for one in update.updates:
                 devices.keep(states, one)
             continue

@@ -69,12 +69,10 @@ class DataDrift:
     def _window(self, last: int) -> Window | None:
         """What came in the rounds of a window, at most SAMPLE examples; None where nothing did."""
         population = self.population
-        came = [
-            (round, client)
-            for round in range(last - self.width + 1, last + 1)
-            for client in np.flatnonzero(population.arrived(round)).tolist()
-        ]
-        counts = np.array([population.arrived(round)[client] for round, client in came], np.int64)
+        rounds = range(last - self.width + 1, last + 1)
+        arrived = {round: population.arrived(round) for round in rounds}
+        came = [(round, client) for round in rounds for client in np.flatnonzero(arrived[round]).tolist()]
+        counts = np.array([arrived[round][client] for round, client in came], np.int64)
         chosen = spaced(int(counts.sum()), SAMPLE)
         if not len(chosen):
             return None
