@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from helpers import parts, resume, run_into, tiny, tiny_dataset
 from sklearn.impute import SimpleImputer
+from test_online_runs import rounds_of
 from test_resume import model_of
 from torch import Tensor
 
@@ -36,10 +36,6 @@ STREAM = (
 )
 CLEANED = (*STREAM, "corruption=label_noise", "corruption.label_noise=0.3", "cleaning=confident", "cleaning.after=2")
 GUESSED = (*STREAM, "streams.label_missing=0.7", "unlabelled=pseudo_labels", "unlabelled.confidence=0.8")
-
-
-def rounds_of(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "rounds.parquet").drop(columns=["seconds", "train_seconds"])
 
 
 # Missing inputs

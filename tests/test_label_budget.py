@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from helpers import parts, resume, run_into, tiny
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
 from scipy.stats import binom, entropy
+from test_online_runs import rounds_of
 from test_resume import model_of
 
 from fedsim import flower
@@ -122,10 +122,6 @@ def test_memory_holds_rows_that_were_asked_for_and_no_others() -> None:
 
 
 # Whole runs
-
-
-def rounds_of(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "rounds.parquet").drop(columns=["seconds", "train_seconds"])
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import TINY, config, parts, play, resume, run_into, tiny
+from test_online_runs import rounds_of
 from test_resume import model_of
 
 from fedsim.fleet.hardware import Hardware
@@ -33,10 +34,6 @@ STREAM = (
     *("streams.label_delay=1", "population.holdout=0", "rounds=9", "drift=sudden", "drift.at=5"),
 )
 HELD = ("evaluation.regret=[fixed,offline]", "evaluation.regret_every=3", "evaluation.data_drift=2")
-
-
-def rounds_of(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "rounds.parquet").drop(columns=["seconds", "train_seconds"])
 
 
 @pytest.fixture(scope="module")

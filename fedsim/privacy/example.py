@@ -25,7 +25,7 @@ from fedsim.privacy.base import Setting
 from fedsim.privacy.budgets import read_groups
 from fedsim.privacy.example_accounts import NO_ACCOUNT, Account, open_accounts
 from fedsim.privacy.private_devices import PrivateDevices
-from fedsim.training.dpsgd import CLIPPINGS, WAY_NAMES, expected_batch
+from fedsim.training.dpsgd import CLIPPINGS, WAY_NAMES
 from fedsim.types import FedsimError
 
 UNLIMITED = np.iinfo(np.int64).max
@@ -217,18 +217,8 @@ class ExampleProtection(PrivateDevices):
     def _described(self, index: int, participations: int) -> dict[str, Any]:
         account = self.accounts[index]
         spent = accounting.spend(self._mechanism(index), participations * account.steps, account.keys.delta)
-        return {
-            "noise_multiplier": float(self.z[index]),
-            "noise_multipliers": [float(self.z.min()), float(self.z.max())],
-            "unit": self.unit,
-            "adjacency": self._mechanism(index).adjacency,
-            "accountant": spent.accountant,
-            "delta": account.keys.delta,
-            "epsilon": spent.epsilon if math.isfinite(spent.epsilon) else None,
-            "epsilon_by": {name: spent.by.get(name) for name in ("pld", "rdp", "prv")},
-            "sampling_rate": account.rate,
-            "steps_per_round": account.steps,
-        }
+        worst = self.described(index, spent, account.keys.delta, self._mechanism(index).adjacency)
+        return {**worst, "sampling_rate": account.rate, "steps_per_round": account.steps}
 
     def _warnings(self) -> list[str]:
         warnings = []
@@ -247,28 +237,9 @@ class ExampleProtection(PrivateDevices):
     def ledger(self) -> dict[str, Any]:
         """Of the client that has spent most, for the rounds that were released."""
         worst, participations = self._worst(self._busiest())
-        removed = ["The noise was removed on purpose (audit.remove_noise=true): nothing is protected in this run."]
-        batches = [expected_batch(self.setting.training, int(n)) for n in self.setting.num_examples if n > 0]
-        more = {"budgets": {group.name: group._asdict() for group in self.part.groups}} if self.part.groups else {}
-        return {
-            "mechanism": f"DP-SGD, {self.part.clipping.replace('_', '-')} clipping",
-            **self._described(worst, participations),
-            "sampling": "poisson batches on the device",
-            "clip_norm": self.part.clip_norm,
-            "sensitivity": self.part.clip_norm,
-            "denominator": f"the expected batch: {min(batches)} to {max(batches)} examples",
-            "rounds": self.book.releases,
-            "rounds_planned": self.setting.rounds,
-            "participations": {"most": int(self.participations().max()), "limit": self.part.max_participations},
-            "budget": self.accounts[worst].keys.limit,
-            "clients_spent": self.clients_spent(self.charged + 1),
-            **more,
-            "generator": self.source.generator,
-            "trust": "nobody outside the device",
-            "against": "anyone who sees every update of every client, the server too",
-            **({"noise_removed": True} if self.noise_removed else {}),
-            "caveats": [*(removed if self.noise_removed else []), *self._warnings(), *CAVEATS],
-        }
+        described, budget = self._described(worst, participations), self.accounts[worst].keys.limit
+        caveats = [*self._warnings(), *CAVEATS]
+        return self.ledger_of(("", ""), described, self.setting.num_examples, budget, self.charged + 1, caveats)
 
     def state(self) -> dict[str, Any]:
         """What was spent, and the noise that was promised: more rounds do not make it larger."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 
 from fedsim import rng
 from fedsim.privacy.accounted import Booked
+from fedsim.privacy.accounting import Spent
 from fedsim.privacy.base import Setting
-from fedsim.training.dpsgd import DPSGD, update_multiplier
+from fedsim.training.dpsgd import DPSGD, expected_batch, update_multiplier
 
 if TYPE_CHECKING:
     from fedsim.privacy.example import ExamplePrivacy
@@ -74,6 +77,57 @@ class PrivateDevices(Booked):
         """See Booked."""
         self.left = self.clients_spent(round)
         super().charge(round, cohort)
+
+    def described(self, account: int, spent: Spent, delta: float, adjacency: str) -> dict[str, Any]:
+        """What the ledger says of the account that has spent most."""
+        return {
+            "noise_multiplier": float(self.z[account]),
+            "noise_multipliers": [float(self.z.min()), float(self.z.max())],
+            "unit": self.unit,
+            "adjacency": adjacency,
+            "accountant": spent.accountant,
+            "delta": delta,
+            "epsilon": spent.epsilon if math.isfinite(spent.epsilon) else None,
+            "epsilon_by": {name: spent.by.get(name) for name in ("pld", "rdp", "prv")},
+        }
+
+    def ledger_of(
+        self,
+        where: tuple[str, str],
+        worst: dict[str, Any],
+        sizes: np.ndarray,
+        budget: float | None,
+        next_round: int,
+        caveats: Sequence[str],
+    ) -> dict[str, Any]:
+        """The ledger. where: DP-SGD runs, and batches are drawn. worst: see `described`. sizes: (n,) of sets that batches are from.
+
+        budget: of the account that has spent most. next_round: the one that would be charged next. caveats: beside that of noise
+        which was removed.
+        """
+        part = self.part
+        batches = [expected_batch(self.setting.training, int(size)) for size in np.unique(sizes) if size > 0]
+        more = {"budgets": {group.name: group._asdict() for group in part.groups}} if part.groups else {}
+        removed = ["The noise was removed on purpose (audit.remove_noise=true): nothing is protected in this run."]
+        return {
+            "mechanism": f"DP-SGD{where[0]}, {part.clipping.replace('_', '-')} clipping",
+            **worst,
+            "sampling": f"poisson batches{where[1]} on the device",
+            "clip_norm": part.clip_norm,
+            "sensitivity": part.clip_norm,
+            "denominator": f"the expected batch: {min(batches)} to {max(batches)} examples",
+            "rounds": self.book.releases,
+            "rounds_planned": self.setting.rounds,
+            "participations": {"most": int(self.participations().max()), "limit": part.max_participations},
+            "budget": budget,
+            "clients_spent": self.clients_spent(next_round),
+            **more,
+            "generator": self.source.generator,
+            "trust": "nobody outside the device",
+            "against": "anyone who sees every update of every client, the server too",
+            **({"noise_removed": True} if self.noise_removed else {}),
+            "caveats": [*(removed if self.noise_removed else []), *caveats],
+        }
 
     def participations(self) -> np.ndarray:
         """(clients,) rounds that each has been charged for."""

@@ -34,7 +34,6 @@ from fedsim.privacy.example_accounts import classes
 from fedsim.privacy.exposure import Exposure, front
 from fedsim.privacy.ledger import read_journal
 from fedsim.privacy.private_devices import PrivateDevices
-from fedsim.training.dpsgd import expected_batch
 from fedsim.types import FedsimError
 
 MAX_ACCOUNTS = 4
@@ -267,19 +266,12 @@ class StreamedExample(PrivateDevices):
         return {**described, "warnings": self._warnings()}
 
     def _described(self, worst: Worst) -> dict[str, Any]:
-        keys, z = self.accounts[worst.account].keys, self.z
+        keys = self.accounts[worst.account].keys
         mechanism = self._mechanism(worst.account, worst.usage)
         spent = accounting.spend(mechanism, int(worst.usage.any()), keys.delta)
         rates = self.exposure.rates[worst.usage > 0]
         return {
-            "noise_multiplier": float(z[worst.account]),
-            "noise_multipliers": [float(z.min()), float(z.max())],
-            "unit": self.unit,
-            "adjacency": mechanism.adjacency,
-            "accountant": spent.accountant,
-            "delta": keys.delta,
-            "epsilon": spent.epsilon if math.isfinite(spent.epsilon) else None,
-            "epsilon_by": {name: spent.by.get(name) for name in ("pld", "rdp", "prv")},
+            **self.described(worst.account, spent, keys.delta, mechanism.adjacency),
             "sampling_rates": [float(rates.min()), float(rates.max())] if len(rates) else None,
             "steps_of_one_example": int(worst.usage.sum()),
         }
@@ -303,35 +295,16 @@ class StreamedExample(PrivateDevices):
 
     def ledger(self) -> dict[str, Any]:
         """Of the example that has spent most, for the rounds that were released."""
-        removed = ["The noise was removed on purpose (audit.remove_noise=true): nothing is protected in this run."]
-        worst, training = self._worst(self._used()), self.setting.training
-        batches = [expected_batch(training, int(n)) for n in np.unique(self.exposure.sizes) if n > 0]
-        more = {"budgets": {group.name: group._asdict() for group in self.part.groups}} if self.part.groups else {}
-        return {
-            "mechanism": f"DP-SGD on a stream, {self.part.clipping.replace('_', '-')} clipping",
-            **self._described(worst),
-            "sampling": "poisson batches of what is in memory, on the device",
-            "clip_norm": self.part.clip_norm,
-            "sensitivity": self.part.clip_norm,
-            "denominator": f"the expected batch: {min(batches)} to {max(batches)} examples",
-            "rounds": self.book.releases,
-            "rounds_planned": self.setting.rounds,
-            "participations": {"most": int(self.participations().max()), "limit": self.part.max_participations},
-            "budget": self.accounts[worst.account].keys.limit,
-            "clients_spent": self.clients_spent(min(self.charged + 1, self.setting.rounds)),
-            **more,
-            "generator": self.source.generator,
-            "trust": "nobody outside the device",
-            "against": "anyone who sees every update of every client, the server too",
-            **({"noise_removed": True} if self.noise_removed else {}),
-            "caveats": [
-                *(removed if self.noise_removed else []),
-                *self._warnings(),
-                PUBLIC,
-                HALVES,
-                *outside(self.setting),
-            ],
-        }
+        worst = self._worst(self._used())
+        caveats = [*self._warnings(), PUBLIC, HALVES, *outside(self.setting)]
+        return self.ledger_of(
+            (" on a stream", " of what is in memory,"),
+            self._described(worst),
+            self.exposure.sizes,
+            self.accounts[worst.account].keys.limit,
+            min(self.charged + 1, self.setting.rounds),
+            caveats,
+        )
 
     def state(self) -> dict[str, Any]:
         """What was spent, in which rounds, and the noise that was promised: more rounds do not make it larger."""
