@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.models import CNN, MLP, Linear
 from fedsim.training import OBJECTIVES, ClientHalf, ClientUpdate, LocalTraining
 from fedsim.training.arrays import model_arrays
-from fedsim.training.chain import chain_of
+from fedsim.training.chain import Chain, chain_of, links_of
 from fedsim.training.dpsgd import DPSGD
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.objectives import IGNORED_TARGET, classification, client_gradients, client_losses, regression
@@ -73,18 +73,22 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_dense_networks_are_chains(name: str) -> None:
-    assert chain_of(Stack(CHAINS[name](), 2)) is not None
+    assert links_of(CHAINS[name]()) is not None
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_networks_are_not(name: str) -> None:
-    assert chain_of(Stack(OTHERS[name](), 2)) is None
+    assert links_of(OTHERS[name]()) is None
+
+
+def made(model: nn.Module) -> Chain | None:
+    return chain_of(Stack(model, 2), model)
 
 
 def test_inputs_of_several_positions_are_left_to_autograd() -> None:
-    chain = chain_of(Stack(nn.Linear(6, 3), 2))
+    chain = made(nn.Linear(6, 3))
     assert chain is not None and chain.takes(torch.zeros(4, 6)) and not chain.takes(torch.zeros(4, 2, 6))
-    flattening = chain_of(Stack(MLP((2, 3), 3), 2))
+    flattening = made(MLP((2, 3), 3))
     assert flattening is not None and flattening.takes(torch.zeros(4, 2, 3))
 
 

@@ -208,8 +208,9 @@ def test_clients_without_weight_keep_their_arrays() -> None:
 def test_huge_factors_of_finite_weights_are_looked_at() -> None:
     """Their norms bound nothing in float32, and the weights are finite all the same."""
     torch.manual_seed(4)
-    stack = Stack(MLP((WIDE,), CLASSES, hidden=(80, 70)), 1)
-    chain = chain_of(stack)
+    model = MLP((WIDE,), CLASSES, hidden=(80, 70))
+    stack = Stack(model, 1)
+    chain = chain_of(stack, model)
     assert chain is not None
     start = {n: torch.zeros_like(a[0]) for n, a in stack.arrays.items()}
     factored = Factored(chain, [start] * 4, [1] * 4, [2], Coefficients(PLAIN, 0.1, 1), lambda g: g)
@@ -248,5 +249,6 @@ def test_runs_that_train_together_keep_their_models(monkeypatch: pytest.MonkeyPa
 
 def test_factors_are_for_few_rows() -> None:
     """2NN: 784 * 200 + 200 * 200 + 200 * 10 numbers, and 984 + 400 + 210 a row: up to 124 rows."""
-    chain = chain_of(Stack(MLP((784,), 10), 1))
+    model = MLP((784,), 10)
+    chain = chain_of(Stack(model, 1), model)
     assert chain is not None and worth_it(chain, 124) and not worth_it(chain, 125)

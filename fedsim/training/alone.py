@@ -20,6 +20,7 @@ from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateSteps
 from fedsim.training.objectives import Objective
 from fedsim.training.settings import LocalTraining
+from fedsim.training.span import first_layer
 from fedsim.training.steps import clip_gradients, make_step
 from fedsim.training.updates import ClientFailure, ClientUpdate, batches, check_metrics, no_batch, not_finite
 from fedsim.types import ClientData, FedsimError, Params
@@ -33,6 +34,9 @@ class LocalSteps(AbstractContextManager["LocalSteps"], Protocol):
 
     def gradients(self, batch: Any) -> list[Tensor]:
         """Of a batch, at the weights as they are now; in the order of the weights, for the caller to change."""
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Change the weights once more, after the last step."""
 
     def metrics(self) -> dict[str, float]:
         """What may be sent of the round's training."""
@@ -113,7 +117,10 @@ class Alone:
         if self._way is None:
             self._way = per_example.choose(self.local_steps.way, self.model, self.objective, data.x, data.y)
         model, objective, settings = self.model, self.objective, self.settings
-        return PrivateSteps(self.local_steps, self._way, model, objective, settings, data, state, round)
+        private = PrivateSteps(self.local_steps, self._way, model, objective, settings, data, state, round)
+        if (first := first_layer(model, objective, settings, self.client_half)) is not None:
+            private.keep_to_span(first)
+        return private
 
     def _fit(self, kind: LocalSteps, round: int) -> int:
         """Run the round's steps on the loaded model; gives their number."""
@@ -129,6 +136,7 @@ class Alone:
                     clip_gradients(gradients, settings.max_grad_norm)
                 step(weights, gradients)
                 steps += 1
+            kind.end(weights)
         return steps
 
 
@@ -174,6 +182,9 @@ class PlainSteps:
         self.total += loss.detach() * len(x)  # stays on the device: one synchronisation a client, not one a step
         self.count += len(x)
         return gradients
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Nothing."""
 
     def metrics(self) -> dict[str, float]:
         """The mean loss over the round's examples."""

@@ -6,13 +6,21 @@ What is computed is what autograd would compute; a third of the time of a small 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fedsim.training.stack import Stack, fusible
-from fedsim.training.stand_ins import Dense
+from fedsim.training.stack import Stack
+
+
+class Weights(Protocol):
+    """Who holds the clients' weights: a `Stack`, or what stands in its place."""
+
+    active: int
+
+    def weight(self, name: str) -> Tensor:
+        """(active, ...) of a parameter."""
 
 
 class Link(NamedTuple):
@@ -20,6 +28,8 @@ class Link(NamedTuple):
 
     weight: str
     bias: str | None
+    outputs: int
+    inputs: int
     rectified: bool = False
 
 
@@ -32,10 +42,10 @@ class Passed(NamedTuple):
 
 
 class Chain:
-    """The network of a stack whose every layer is dense; see `chain_of`. flattens: whether it takes inputs of any shape."""
+    """A network whose every layer is dense; see `links_of`. flattens: whether it takes inputs of any shape."""
 
-    def __init__(self, stack: Stack, links: list[Link], flattens: bool) -> None:
-        self.stack, self.links, self.flattens = stack, links, flattens
+    def __init__(self, holder: Weights, links: list[Link], flattens: bool) -> None:
+        self.holder, self.links, self.flattens = holder, links, flattens
         self._inputs: list[Tensor] = []
 
     def takes(self, x: Tensor) -> bool:
@@ -44,7 +54,7 @@ class Chain:
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (k * b, ...) -> the network's outputs, (k * b, out)."""
-        k, weight = self.stack.active, self.stack.weight
+        k, weight = self.holder.active, self.holder.weight
         self._inputs.clear()
         h = x.view(k, len(x) // k, -1)
         for link in self.links:
@@ -62,49 +72,57 @@ class Chain:
 
         A layer that was given is done with: its weights may be changed.
         """
-        g, given = gradient.view(self.stack.active, -1, gradient.shape[-1]), None
+        g, given = gradient.view(self.holder.active, -1, gradient.shape[-1]), None
         for place in range(len(self.links) - 1, -1, -1):
             link, inputs = self.links[place], self._inputs[place]
             if link.rectified and given is not None:
                 g = torch.ops.aten.threshold_backward(g, given, 0)
-            before = torch.bmm(g, self.stack.weight(link.weight)) if place else g
+            before = torch.bmm(g, self.holder.weight(link.weight)) if place else g
             yield Passed(link, inputs, g)
             g, given = before, inputs
         self._inputs.clear()
 
 
-def chain_of(stack: Stack) -> Chain | None:
-    """The stack's network as a chain; None where it is more than dense layers, ReLUs and a flattening, or runs compiled.
+def chain_of(stack: Stack, model: nn.Module) -> Chain | None:
+    """The stack of the model as a chain; None where it is more than `links_of` takes, or runs compiled."""
+    found = None if stack.compiled or not stack.exact else links_of(model)
+    return None if found is None else Chain(stack, *found)
+
+
+def links_of(model: nn.Module) -> tuple[list[Link], bool] | None:
+    """The model's layers, and whether it flattens what it takes; None where it is more than dense layers, ReLUs and a flattening.
 
     Every weight of it is trained, and is one layer's alone.
     """
-    parts = _in_line(stack.network)
-    if stack.compiled or not stack.exact or not parts:
+    parts = _in_line(model)
+    if not parts:
         return None
+    names = {id(weight): name for name, weight in model.named_parameters()}
     flattens = type(parts[0]) is nn.Flatten and (parts[0].start_dim, parts[0].end_dim) == (1, -1)
-    names, links = fusible(stack), list[Link]()
+    links, used = list[Link](), list[str]()
     for part in parts[flattens:]:
-        if isinstance(part, Dense) and part.name in names:
-            keys = [f"{part.dot}{key}" for key in ("weight", "bias")]
-            links.append(Link(keys[0], keys[1] if keys[1] in names[part.name] else None))
+        if type(part) is nn.Linear:
+            keys = [names[id(weight)] for weight in (part.weight, part.bias) if weight is not None]
+            links.append(Link(keys[0], keys[1] if len(keys) > 1 else None, *part.weight.shape))
+            used += keys
         elif type(part) is nn.ReLU and links and not links[-1].rectified:
             links[-1] = links[-1]._replace(rectified=True)
         else:
             return None
-    used = {name for link in links for name in (link.weight, link.bias) if name is not None}
-    once = len({link.weight for link in links}) == len(links)
-    if not links or links[-1].rectified or not once or used != set(stack.trained):
+    trained = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad]
+    if not links or links[-1].rectified or sorted(used) != sorted(trained):
         return None
-    return Chain(stack, links, flattens)
+    return links, flattens
 
 
 def _in_line(network: nn.Module) -> list[nn.Module] | None:
     """The layers of nn.Sequential, and of those in it, in their order; None where another forward runs, or a hook."""
-    if any((network._forward_hooks, network._forward_pre_hooks, network._backward_hooks, network._backward_pre_hooks)):
+    hooks = network._forward_hooks, network._forward_pre_hooks, network._backward_hooks, network._backward_pre_hooks
+    if any(hooks) or "forward" in vars(network):
         return None
     if not isinstance(network, nn.Sequential):
         return [network]
-    if type(network).forward is not nn.Sequential.forward or "forward" in vars(network):
+    if type(network).forward is not nn.Sequential.forward:
         return None
     found: list[nn.Module] = []
     for child in network:

@@ -6,6 +6,8 @@ of noise alone. What follows (momentum, weight decay, a client half's correction
 
 A round has `LocalTraining.steps(n)` steps, epochs / q of them. The expected batch is client.batch_size; where that is null, or
 the client has fewer examples than that, it is all n of them, at rate 1.
+
+Noise that no step of the round can see may be drawn once, at its end: `span.py`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from fedsim.training.layer_gradients import Gradients
 from fedsim.training.objectives import Objective
 from fedsim.training.per_example import NOT_FINITE, WAYS, PerExample
 from fedsim.training.settings import LocalTraining
+from fedsim.training.span import FirstLayer, Span, span_of
+from fedsim.training.steps import last_coefficients
 from fedsim.training.unchanged import unchanged
 from fedsim.types import ClientData, FedsimError, Params
 
@@ -112,7 +116,7 @@ class PrivateClient:
     ) -> None:
         self.rule, self.num_trained, self.data, self.round = rule, num_trained, data, round
         self.most_rows = max(1, min(MAX_ROWS, MAX_NUMBERS // num_trained))
-        self.steps = settings.steps(len(data.x))
+        self.settings, self.steps = settings, settings.steps(len(data.x))
         self.expected_batch = expected_batch(settings, len(data.x))
         self.rate = self.expected_batch / len(data.x)
         self.clip_norm = float(state[KEPT]) if KEPT in state else rule.clip_norm
@@ -120,16 +124,64 @@ class PrivateClient:
         if rule.clipping == "adaptive":
             self.count_std = rule.count_std(self.noise_multiplier, self.expected_batch)
             self.noise_multiplier = update_multiplier(self.noise_multiplier, self.count_std)
+        self.span: Span | None = None
+        self._first: FirstLayer
+        self._drawn: list[Tensor] = []
+        self._stds: list[float] = []
+
+    def keep_to_span(self, first: FirstLayer) -> None:
+        """Draw all batches now; then, where it saves draws, of the noise in this first layer's weight only what steps can see.
+
+        After the last step the weight lacks `add_unseen_noise`.
+        """
+        self._drawn = [self._rows(step) for step in range(self.steps)]
+        self._first, self.span = first, span_of(self.data.x, self._drawn, first)
 
     def rows(self, step: int) -> Tensor:
         """Row numbers of a Poisson batch: each example is in it with chance `rate`, whatever the others."""
+        return self._drawn[step] if self._drawn else self._rows(step)
+
+    def _rows(self, step: int) -> Tensor:
         chances = self.rule.chances(len(self.data.x), self.round, self.data.client, f"dp-sgd batch {step}")
         return (chances < self.rate).nonzero().flatten()
 
     def noise(self, step: int) -> Tensor:
-        """(num_trained,) of a step, on the CPU."""
+        """(num_trained,) of a step, on the CPU; of what keeps to a span, the noise in it."""
+        if self.span is None:
+            return self._noise(self.num_trained, step)
+        seen, others = self._seen(step)
+        return torch.cat([(seen.to(self.span.basis) @ self.span.basis).flatten(), others.to(self.span.basis)])
+
+    def noise_in_span(self, step: int, width: int) -> Tensor:
+        """The same with the first layer's (outputs, width) in the span's coordinates, which are `width` at most."""
+        seen, others = self._seen(step)
+        padded = torch.nn.functional.pad(seen, (0, width - seen.shape[1]))
+        return torch.cat([padded.flatten(), others])
+
+    def unseen_noise(self) -> Tensor:
+        """(outputs, inputs) whose part outside of the span is to be added, with all steps' noise drawn; on the CPU."""
+        taken = last_coefficients(self.settings, self.settings.lr_in(self.round), self.steps)
+        std = math.hypot(*(c * own for c, own in zip(taken, self._stds, strict=True))) / self.expected_batch
+        noise = self.rule.noise(self._first.numbers, std, self.round, self.data.client, "dp-sgd unseen noise")
+        return noise.view(self._first.outputs, self._first.inputs)
+
+    @torch.no_grad()
+    def add_unseen_noise(self, weight: Tensor) -> None:
+        """Give the first layer's weight (outputs, inputs), after all steps, the noise that they could not see."""
+        if self.span is not None:
+            weight += self.span.outside(self.unseen_noise().to(weight))
+
+    def _seen(self, step: int) -> tuple[Tensor, Tensor]:
+        """(outputs, u) of the first layer in the span's coordinates, and of all other weights."""
+        assert self.span is not None
+        size = self._first.outputs * len(self.span.rows)
+        drawn = self._noise(size + self.num_trained - self._first.numbers, step)
+        return drawn[:size].view(self._first.outputs, -1), drawn[size:]
+
+    def _noise(self, size: int, step: int) -> Tensor:
         std = self.noise_multiplier * self.clip_norm
-        return self.rule.noise(self.num_trained, std, self.round, self.data.client, f"dp-sgd noise {step}")
+        self._stds.append(std)
+        return self.rule.noise(size, std, self.round, self.data.client, f"dp-sgd noise {step}")
 
     def adapt(self, centred_count: float, step: int) -> None:
         """Move an adaptive norm towards the quantile.
@@ -139,6 +191,10 @@ class PrivateClient:
         noise = self.rule.noise(1, self.count_std, self.round, self.data.client, f"dp-sgd count {step}")
         share = (centred_count + float(noise)) / self.expected_batch + 0.5
         self.clip_norm *= math.exp(-self.rule.clip_lr * (share - self.rule.target_quantile))
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Add the noise that no step could see."""
+        self.add_unseen_noise(weights[0])
 
     def metrics(self) -> dict[str, float]:
         """Nothing: a loss is of the data in clear."""

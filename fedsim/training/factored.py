@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.training.arrays import all_finite
 from fedsim.training.chain import Chain, Link
-from fedsim.training.settings import LocalTraining
+from fedsim.training.steps import Coefficients
 from fedsim.types import Params
 
 MOST_ROWS = 1.0
@@ -28,26 +28,6 @@ MOST_ROWS = 1.0
 
 FEWEST_PER_BASE = 2
 """Clients that have to share a model on average, or nothing is multiplied once for many."""
-
-
-class Coefficients:
-    """beta_t and c_ts by the recurrence of torch.optim.SGD, which is that of numbers: v <- momentum v + g + decay W; W <- W - lr v.
-
-    table: [t] is beta_t and [c_t0, c_t1 ...]. The first v is the first gradient.
-    """
-
-    def __init__(self, settings: LocalTraining, lr: float, steps: int) -> None:
-        base, velocity = 1.0, 0.0
-        taken, velocities = list[float](), list[float]()
-        self.table = [(base, taken)]
-        for _ in range(steps):
-            velocity = settings.momentum * velocity + settings.weight_decay * base
-            grown = zip([*velocities, 0.0], [*taken, 0.0], strict=True)
-            velocities = [settings.momentum * v - settings.weight_decay * c for v, c in grown]
-            velocities[-1] += 1
-            base -= lr * velocity
-            taken = [c + lr * v for c, v in zip([*taken, 0.0], velocities, strict=True)]
-            self.table.append((base, taken))
 
 
 class Layer:
@@ -221,14 +201,9 @@ def bases_of(initial: Sequence[Params]) -> list[tuple[int, int, Params]]:
 
 def worth_it(chain: Chain, rows: int) -> bool:
     """Whether factors of so many rows are less work than weights. By the layers' shapes: the same on every machine."""
-    return rows * numbers_a_row(chain) <= MOST_ROWS * sum(out * wide for out, wide in _shapes(chain))
+    return rows * numbers_a_row(chain) <= MOST_ROWS * sum(link.outputs * link.inputs for link in chain.links)
 
 
 def numbers_a_row(chain: Chain) -> int:
     """That are kept of each row of a client's batches."""
-    return sum(out + wide for out, wide in _shapes(chain))
-
-
-def _shapes(chain: Chain) -> list[tuple[int, int]]:
-    """(out, in) of each layer."""
-    return [(array.shape[1], array.shape[2]) for array in (chain.stack.arrays[link.weight] for link in chain.links)]
+    return sum(link.outputs + link.inputs for link in chain.links)

@@ -99,6 +99,11 @@ class Group:
         return [member.private for member in self.members[:active] if member.private is not None]
 
     @property
+    def in_spans(self) -> bool:
+        """Whether all members train by DP-SGD and keep to the span of their own inputs."""
+        return all(member.private is not None and member.private.span is not None for member in self.members)
+
+    @property
     def longest(self) -> list[int]:
         """Rows of each step's longest batch, of plain training."""
         return [max(size or 0 for size in sizes) for sizes in self._drawn[1]]

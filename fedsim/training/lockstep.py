@@ -19,13 +19,15 @@ from fedsim.training.arrays import distinct, load_arrays
 from fedsim.training.chain import Chain, chain_of
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
-from fedsim.training.factored import FEWEST_PER_BASE, Coefficients, Factored, bases_of, numbers_a_row, worth_it
+from fedsim.training.factored import FEWEST_PER_BASE, Factored, bases_of, numbers_a_row, worth_it
 from fedsim.training.group import Group, Job, Member, Recipe
 from fedsim.training.objectives import ONE_TARGET, Objective, client_gradients, client_losses
 from fedsim.training.private_lockstep import PerExample, private_gradients, private_step, whole_batches
+from fedsim.training.private_span import InSpans
 from fedsim.training.settings import LocalTraining
+from fedsim.training.span import first_layer
 from fedsim.training.stack import Copies, Stack, fusible
-from fedsim.training.steps import SGD, clip_each, make_stacked_step
+from fedsim.training.steps import SGD, Coefficients, clip_each, make_stacked_step
 from fedsim.training.updates import (
     ClientFailure,
     ClientUpdate,
@@ -70,10 +72,11 @@ class Lockstep:
         self.plain = plain and not self.corrects
         steps_by_sgd = settings.optimizer is None and settings.max_grad_norm is None and local_steps is None
         self.linear = steps_by_sgd and not self.corrects  # a step, in the weights and the gradient
+        self.first = None if local_steps is None else first_layer(model, objective, settings, client_half)
         self.fused: dict[str, list[str]] = {}
         self.chain: Chain | None = None
         if isinstance(copies, Stack):
-            self.chain = chain_of(copies) if objective in ONE_TARGET else None
+            self.chain = chain_of(copies, model) if objective in ONE_TARGET else None
             if self.plain and local_steps is None and not copies.compiled and copies.exact:
                 self.fused = fusible(copies)
             private = local_steps is not None
@@ -157,6 +160,8 @@ class Lockstep:
         if recipe.local_steps is not None:
             check_metrics(metrics)
             private = PrivateClient(recipe.local_steps, self.copies.num_trained, recipe.settings, data, state, round)
+            if self.first is not None:
+                private.keep_to_span(self.first)
         else:
             drawn = self._rows(data, job)
         lr = recipe.settings.lr_in(round)
@@ -198,6 +203,8 @@ class Lockstep:
             group.relative_lr = weight.new_tensor([member.lr / lr for member in members])
         if (factored := self._factored(group, lr)) is not None:
             return self._fit_factored(factored, group, weigh)
+        if self.plain and self.chain is not None and group.in_spans:
+            return self._fit_in_spans(self.chain, group, lr, weigh)
         copies = self.copies
         copies.load([member.initial for member in members])
         copies.generators = [member.generator for member in members]
@@ -224,18 +231,21 @@ class Lockstep:
             else:
                 assert isinstance(copies, Stack)
                 per_example = PerExample(copies, self.objective, self.chain)
-                words = copies, per_example, group.private(active), x, y, number, bad[:active]
-                if self.plain and whole_batches(copies, group.private(active)):
-                    private_step(
-                        *words, [member.lr for member in members[:active]], 1 - lr * self.settings.weight_decay
-                    )
+                clients = group.private(active)
+                if self.plain and whole_batches(copies, clients):
+                    noises = (client.noise(number) for client in clients)
+                    rates, decay = [member.lr for member in members[:active]], 1 - lr * self.settings.weight_decay
+                    given = per_example(x, y)
+                    private_step(copies, given, clients, noises, len(x), number, bad[:active], rates, decay)
                     continue
-                gradients = private_gradients(*words)
+                gradients = private_gradients(copies, per_example, clients, x, y, number, bad[:active])
             if self.corrects:
                 self._correct(members[:active], gradients, copies.weights(), [anchor[:active] for anchor in anchors])
             if self.settings.max_grad_norm is not None:
                 clip_each(gradients, self.settings.max_grad_norm)
             step(copies.weights(), [group.at_own_lr(gradient) for gradient in gradients])
+        for row, client in enumerate(group.private(len(members))):
+            client.add_unseen_noise(copies.arrays[copies.trained[0]][row])
         finite = copies.finite(len(members)) & ~bad
         sums = None if any(done) else copies.total
 
@@ -257,12 +267,16 @@ class Lockstep:
 
     def bytes_kept(self, examples: int) -> int:
         """What the steps of a client with so many examples go through again and again: its factors, or else its arrays."""
-        settings, arrays = self.settings, sum(array[0].nbytes for array in self.copies.arrays.values())
+        settings, each = self.settings, self.copies.arrays[self.copies.trained[0]].element_size()
         batch = min(settings.batch_size or examples, examples)
         rows = min(settings.epochs * examples, settings.steps(examples) * batch)
-        if not self.linear or self.chain is None or not worth_it(self.chain, rows):
+        if self.linear and self.chain is not None and worth_it(self.chain, rows):
+            return rows * numbers_a_row(self.chain) * each
+        arrays = sum(array[0].nbytes for array in self.copies.arrays.values())
+        if self.first is None or not self.plain or settings.steps(examples) < 2 or not self.first.is_saved_by(examples):
             return arrays
-        return rows * numbers_a_row(self.chain) * self.copies.arrays[self.copies.trained[0]].element_size()
+        in_span = 2 * self.first.outputs + self.first.inputs + examples  # its first layer twice, basis and coordinates
+        return arrays + (in_span * examples - self.first.numbers) * each
 
     @torch.no_grad()
     def _fit_factored(self, factored: Factored, group: Group, weigh: Weigh | None) -> Results:
@@ -277,6 +291,17 @@ class Lockstep:
             group.count(losses, sizes)
             factored.backward(gradient, number, active)
         return self._results(group, factored.finite(), factored.client, factored.total, weigh)
+
+    @torch.no_grad()
+    def _fit_in_spans(self, chain: Chain, group: Group, lr: float, weigh: Weigh | None) -> Results:
+        assert isinstance(self.copies, Stack)
+        members, decay = group.members, 1 - lr * self.settings.weight_decay
+        made, active = InSpans(self.copies, chain, self.objective, members), len(members)
+        for number in range(members[0].steps):
+            while members[active - 1].steps == number:
+                active -= 1
+            made.step(number, active, decay)
+        return self._results(group, made.finite(), made.client, made.total, weigh, made.bad)
 
     def _gradients(self, group: Group, x: Tensor, y: Tensor) -> list[Tensor]:
         """(k, ...) of each client's own mean loss, in the order of the weights."""

@@ -5,7 +5,8 @@ The mathematics is that of `dpsgd.py`; a row of a layer's input is one example o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, ro
 from fedsim.training.stack import Stack
 
 
+class Weighted(Protocol):
+    """Who holds the clients' weights: a `Stack`, or what stands in its place. sizes: rows that count in each one's batch."""
+
+    sizes: list[int]
+
+    def weights(self) -> list[Tensor]:
+        """(k, ...) of each parameter."""
+
+
 class PerExample:
     """Gradients of every row of a batch, a parameter at a time in the order of the weights. chain: the stack's, if it is one."""
 
@@ -25,21 +35,11 @@ class PerExample:
 
     def __call__(self, x: Tensor, y: Tensor) -> list[Gradients]:
         """x, y: (k * b, ...)."""
-        chain = self.chain if self.chain is not None and self.chain.takes(x) else None
-        found = self._of_layers(x, y) if chain is None else self._of_chain(chain, x, y)
         trained, arrays = self.stack.trained, self.stack.arrays
+        if self.chain is not None and self.chain.takes(x):
+            return chain_gradients(self.chain, self.objective, x, y, trained)
+        found = self._of_layers(x, y)
         return [found.get(n) or Stacked(arrays[n].new_zeros(len(x), *arrays[n].shape[1:])) for n in trained]
-
-    @torch.no_grad()
-    def _of_chain(self, chain: Chain, x: Tensor, y: Tensor) -> dict[str, Gradients]:
-        _, gradient = row_gradients(self.objective, chain.forward(x), y)
-        found: dict[str, Gradients] = {}
-        for link, inputs, g in chain.backward(gradient):
-            outputs = g.reshape(len(x), -1)
-            found[link.weight] = Outer(outputs, inputs.reshape(len(x), -1))
-            if link.bias is not None:
-                found[link.bias] = Stacked(outputs)
-        return found
 
     def _of_layers(self, x: Tensor, y: Tensor) -> dict[str, Gradients]:
         """By the rules of its layers."""
@@ -58,6 +58,21 @@ class PerExample:
                         raise NoRule(f"{call.layer} is called twice")
                     found[f"{dot}{key}"] = gradients
         return found
+
+
+@torch.no_grad()
+def chain_gradients(
+    chain: Chain, objective: Objective, x: Tensor, y: Tensor, trained: Sequence[str]
+) -> list[Gradients]:
+    """Of every row, in the order of the chain's weights `trained`. x, y: (k * b, ...)."""
+    _, gradient = row_gradients(objective, chain.forward(x), y)
+    found: dict[str, Gradients] = {}
+    for link, inputs, g in chain.backward(gradient):
+        outputs = g.reshape(len(x), -1)
+        found[link.weight] = Outer(outputs, inputs.reshape(len(x), -1))
+        if link.bias is not None:
+            found[link.bias] = Stacked(outputs)
+    return [found[name] for name in trained]
 
 
 def private_gradients(
@@ -97,11 +112,11 @@ def private_gradients(
 
 
 def private_step(
-    stack: Stack,
-    per_example: PerExample,
+    holder: Weighted,
+    given: list[Gradients],
     clients: Sequence[PrivateClient],
-    x: Tensor,
-    y: Tensor,
+    noises: Iterable[Tensor],
+    rows: int,
     step: int,
     bad: Tensor,
     rates: Sequence[float],
@@ -109,25 +124,24 @@ def private_step(
 ) -> None:
     """The same gradients as one plain step of SGD, added to the weights as they come: their sum is nowhere written out.
 
-    For batches that are taken whole and in which no client's is empty; see `whole_batches`.
+    For batches that are taken whole and whose rows are finite, or that are all full; see `whole_batches`.
 
-    rates: each client's learning rate. decay: what weights are multiplied by.
+    given: of all `rows`. noises: each client's, flat. rates: each client's learning rate. decay: what weights are multiplied by.
     """
-    weights = stack.weights()
-    given = per_example(x, y)
-    factors, unclipped = _factors(stack, clients, given, len(x), bad)
+    weights = holder.weights()
+    factors, unclipped = _factors(holder, clients, given, rows, bad)
     scales = [-lr / client.expected_batch for lr, client in zip(rates, clients, strict=True)]
     factors = factors.view(len(given), len(clients), -1) * factors.new_tensor(scales)[:, None]
     with torch.no_grad():
         if decay != 1:
             torch._foreach_mul_(weights, decay)
         sizes = [weight[0].numel() for weight in weights]
-        for row, (client, scale) in enumerate(zip(clients, scales, strict=True)):
-            for weight, noise in zip(weights, client.noise(step).to(weights[0]).split(sizes), strict=True):
-                weight[row].add_(noise.view_as(weight[row]), alpha=scale)
+        for row, (noise, scale) in enumerate(zip(noises, scales, strict=True)):
+            for weight, piece in zip(weights, noise.to(weights[0]).split(sizes), strict=True):
+                weight[row].add_(piece.view_as(weight[row]), alpha=scale)
         for gradients, weight, factor in zip(given, weights, factors, strict=True):
             gradients.add_each_to(weight, factor)
-    _adapt(stack, clients, unclipped, step)
+    _adapt(holder, clients, unclipped, step)
 
 
 def whole_batches(stack: Stack, clients: Sequence[PrivateClient]) -> bool:
@@ -153,22 +167,22 @@ def _add_clipped(
 
 
 def _factors(
-    stack: Stack, clients: Sequence[PrivateClient], given: list[Gradients], rows: int, bad: Tensor
+    holder: Weighted, clients: Sequence[PrivateClient], given: list[Gradients], rows: int, bad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(parameters, rows) by how much to multiply each row's gradients, 0 where it fills up; and (k,) how many are not clipped."""
     k, device = len(clients), bad.device
     places = torch.arange(rows // k, device=device)
-    counted = (places < torch.tensor(stack.sizes, device=device)[:, None]).flatten()  # (k * b,)
-    limits = stack.weights()[0].new_tensor([client.clip_norm for client in clients]).repeat_interleave(rows // k)
+    counted = (places < torch.tensor(holder.sizes, device=device)[:, None]).flatten()  # (k * b,)
+    limits = holder.weights()[0].new_tensor([client.clip_norm for client in clients]).repeat_interleave(rows // k)
     factors = _clip_factors(given, limits, clients[0].rule.clipping)
     bad |= (~torch.isfinite(factors).all(0) & counted).view(k, -1).any(1)
     unclipped = ((factors[0] == 1) & counted).view(k, -1).sum(1)
     return torch.where(counted & torch.isfinite(factors), factors, 0), unclipped
 
 
-def _adapt(stack: Stack, clients: Sequence[PrivateClient], unclipped: Tensor, step: int) -> None:
+def _adapt(holder: Weighted, clients: Sequence[PrivateClient], unclipped: Tensor, step: int) -> None:
     if clients[0].rule.clipping == "adaptive":
-        for client, count, size in zip(clients, unclipped.tolist(), stack.sizes, strict=True):
+        for client, count, size in zip(clients, unclipped.tolist(), holder.sizes, strict=True):
             client.adapt(count - size / 2, step)
 
 

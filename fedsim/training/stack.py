@@ -63,10 +63,12 @@ class Copies:
         raise NotImplementedError
 
     @torch.no_grad()
-    def load(self, given: Sequence[Params]) -> None:
-        """One client's arrays each, at most `width` of them; all may be the very same object."""
+    def load(self, given: Sequence[Params], but: str | None = None) -> None:
+        """One client's arrays each, at most `width` of them; all may be the very same object. but: a name to leave out."""
         shared = all(one is given[0] for one in given)
         for name, array in self.arrays.items():
+            if name == but:
+                continue
             if shared:
                 array[: len(given)].copy_(given[0][name])
             else:
@@ -96,19 +98,12 @@ class Copies:
 
     def total(self, weights: Tensor) -> Params:
         """The sum of the first clients' arrays, each times its weight. weights: (clients,); one of weight 0 is left out."""
-        rows = weights.nonzero().flatten()
-        everyone, found = len(rows) == len(weights), dict[str, Tensor]()
-        for name, array in self.arrays.items():
-            own = array[: len(weights)] if everyone else array[rows]
-            wide = torch.promote_types(own.dtype, torch.float32) if own.is_floating_point() else torch.float64
-            found[name] = torch.tensordot(weights[rows].to(wide), own.to(wide), 1)
+        found = weighted_sum(self.arrays, weights)
         return {name: found[first] for name, first in self.aliases.items()}
 
     def finite(self, clients: int) -> Tensor:
-        """(clients,) whether all of a client's numbers are finite. A sum tells in a fraction of the time; it may overflow."""
-        arrays = [array[:clients].reshape(clients, -1) for array in self.arrays.values()]
-        finite = torch.isfinite(torch.stack([array.sum(1) for array in arrays])).all(0)
-        return finite if finite.all() else torch.stack([torch.isfinite(array).all(1) for array in arrays]).all(0)
+        """(clients,) whether all of a client's numbers are finite."""
+        return finite_rows(self.arrays, clients)
 
     @property
     def exact(self) -> bool:
@@ -172,6 +167,24 @@ class Mapped(Copies):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of batching rules that are slow
             return self._run(self._weights, x.unflatten(0, (self.active, -1))).flatten(0, 1)
+
+
+def weighted_sum(arrays: Params, weights: Tensor) -> Params:
+    """The sum of the first clients' rows, each times its weight. weights: (clients,); a row of weight 0 is left out."""
+    rows = weights.nonzero().flatten()
+    everyone, found = len(rows) == len(weights), dict[str, Tensor]()
+    for name, array in arrays.items():
+        own = array[: len(weights)] if everyone else array[rows]
+        wide = torch.promote_types(own.dtype, torch.float32) if own.is_floating_point() else torch.float64
+        found[name] = torch.tensordot(weights[rows].to(wide), own.to(wide), 1)
+    return found
+
+
+def finite_rows(arrays: Params, clients: int) -> Tensor:
+    """(clients,) whether all numbers in a row are finite. A sum tells in a fraction of the time; it may overflow."""
+    flat = [array[:clients].reshape(clients, -1) for array in arrays.values()]
+    finite = torch.isfinite(torch.stack([array.sum(1) for array in flat])).all(0)
+    return finite if finite.all() else torch.stack([torch.isfinite(array).all(1) for array in flat]).all(0)
 
 
 def _compiled(function: Any) -> Any:
