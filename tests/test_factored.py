@@ -21,7 +21,7 @@ from fedsim.training.factored import Coefficients, Factored, worth_it
 from fedsim.training.group import Job
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.stack import Stack
-from fedsim.training.updates import Folded
+from fedsim.training.updates import Folded, Weigh
 from fedsim.types import ClientData, Params
 
 SIZES = (12, 5, 9, 1, 12, 7, 3)
@@ -245,6 +245,55 @@ def test_runs_that_train_together_keep_their_models(monkeypatch: pytest.MonkeyPa
         (expected,) = alone.train(job.received, [job.client], data_of(), lambda client: {}, 1)
         assert isinstance(update, ClientUpdate) and isinstance(expected, ClientUpdate)
         assert gap(update.arrays, expected.arrays) < 1e-9
+
+
+@pytest.mark.parametrize("hidden", [(80, 70), (4, 3)], ids=["factors", "weights"])
+def test_runs_that_train_together_are_folded_each_by_itself(
+    hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one whose clients weigh nothing, and one that wants each by itself; whether on factors or on weights."""
+    made = spied(monkeypatch)
+    torch.manual_seed(4)
+    model = MLP((WIDE,), CLASSES, hidden=hidden).double()
+    engine = Lockstep(Stack(model, 16), *trainer_of(model, PLAIN, ONE_AT_A_TIME).parts)
+    starts = [{n: a * scale for n, a in model_arrays(model).items()} for scale in (1, 1.1, 0.9, 1.2)]
+    weights: list[Weigh | None] = [lambda u: u.num_examples, lambda u: 2.0, lambda u: 0.0, None]
+
+    def spoilt(client: int) -> ClientData:
+        data = data_of()(client)
+        return data._replace(x=data.x * 1e200) if client == 4 else data
+
+    jobs = [
+        Job(engine.recipe, start, client, spoilt if run == 1 else data_of(), lambda client: {}, 1, weigh)
+        for client in (4, 0, 2, 5)
+        for run, (start, weigh) in enumerate(zip(starts, weights, strict=True))
+    ]
+    by_itself = engine.train_jobs([job._replace(weigh=None) for job in jobs])
+    alone = [
+        one._replace(arrays={n: a.clone() for n, a in one.arrays.items()}) if isinstance(one, ClientUpdate) else one
+        for one in by_itself
+    ]
+    found = engine.train_jobs(jobs)
+    assert bool(made) is (hidden[0] > 4)
+    for run, first in ((0, 0), (1, 5)):  # the first client of run 1 fails
+        folded, weigh = found[first], weights[run]
+        assert isinstance(folded, Folded) and weigh is not None
+        own = [update for update in alone[run::4] if isinstance(update, ClientUpdate)]
+        assert [update.client for update in folded.updates] == [update.client for update in own]
+        assert not any(update.arrays for update in folded.updates)
+        total = {n: sum(weigh(update) * update.arrays[n] for update in own) for n in starts[0]}
+        assert gap(folded.arrays, total) < 1e-12  # type: ignore[arg-type]
+    assert isinstance(found[1], ClientFailure) and [place for place, one in enumerate(found) if one is None] == [
+        4,
+        8,
+        9,
+        12,
+        13,
+    ]
+    for place in (*range(2, 16, 4), *range(3, 16, 4)):
+        update, expected = found[place], alone[place]
+        assert isinstance(update, ClientUpdate) and isinstance(expected, ClientUpdate)
+        assert gap(update.arrays, expected.arrays) < 1e-12
 
 
 def test_factors_are_for_few_rows() -> None:

@@ -20,6 +20,7 @@ from fedsim.build import build
 from fedsim.data.dataset import Dataset
 from fedsim.experiment import run
 from fedsim.parts import Parts
+from fedsim.replies import Reply
 from fedsim.server import Server
 from fedsim.sweeps.alongside import Alongside
 from fedsim.sweeps.cells import Outcome, run_cell
@@ -27,6 +28,7 @@ from fedsim.sweeps.pack import Pack
 from fedsim.training import ClientHalf, LocalTraining
 from fedsim.training.group import Recipe, alike
 from fedsim.training.lockstep import Lockstep
+from fedsim.training.updates import Folded
 from fedsim.types import FedsimError, Params
 
 SMALL = (
@@ -131,6 +133,21 @@ def test_packed_cells_are_those_alone(name: str) -> None:
         assert not isinstance(found, BaseException), found
         # what leaves a device under a mechanism of the server's is float32, whatever the model is
         assert gap(found, play(made(overrides, double=True))) < (1e-7 if name == "users" else 1e-9)
+
+
+def test_packed_cells_are_given_the_sums_of_their_own_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No client's arrays are written out, however many runs train together."""
+    folded, add = list[int](), Reply.add_folded
+
+    def noted(self: Reply, one: Folded) -> None:
+        folded.append(len(one.updates))
+        add(self, one)
+
+    monkeypatch.setattr(Reply, "add_folded", noted)
+    monkeypatch.setattr(Reply, "add", lambda self, update: pytest.fail(f"client {update.client} came by itself"))
+    together, widths = packed([("model=mlp", f"seed={seed}") for seed in range(4)])
+    assert all(isinstance(found, dict) for found in together), together
+    assert max(widths) > 5 and sum(folded) == 4 * 3 * 5 and max(folded) == 5
 
 
 def test_cells_that_do_not_train_alike_are_kept_apart() -> None:

@@ -23,18 +23,21 @@ from fedsim.training.group import Job, Recipe, alike
 from fedsim.training.lockstep import Lockstep
 from fedsim.training.stack import make_copies
 from fedsim.training.trainer import Trainer
-from fedsim.training.updates import ClientFailure, ClientUpdate
+from fedsim.training.updates import ClientFailure, ClientUpdate, Folded, Weigh
 from fedsim.types import ClientData, Params
 
 log = logging.getLogger(__name__)
 
-Result = ClientUpdate | ClientFailure | None
-"""Of a job; None where its group could not be trained as one, and the run trains the client itself."""
+Result = ClientUpdate | ClientFailure | Folded | Job
+"""Of a job, or of several as one; the job itself where its group could not be trained as one, and the run trains the client."""
 
 
 @dataclass
 class Handed:
-    """What a run has handed in. jobs: not trained yet. results: of those that were, in their order, and not taken yet."""
+    """What a run has handed in. jobs: not trained yet. results: of those that were, in their order, and not taken yet.
+
+    A result that stands for several jobs is in the place of the first.
+    """
 
     jobs: deque[Job]
     results: deque[Result] = field(default_factory=deque)
@@ -148,20 +151,21 @@ class Pack:
         data_of: Callable[[int], ClientData],
         state_of: Callable[[int], Params],
         round: int,
-    ) -> Iterator[ClientUpdate | ClientFailure]:
-        """As `Trainer.train`, with clients of other cells. Called by a cell, with the trainer that it let adopt or one like it."""
+        weigh: Weigh | None,
+    ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
+        """See `Together`: with clients of other cells. Called by a cell, with the trainer that it let adopt or one like it."""
         cell: Cell = self._own.cell
         recipe = _recipe(trainer)
         if cell.trainer is None or not _interchangeable(cell.trainer, trainer):
-            yield from trainer.train_here(received, clients, data_of, state_of, round)
+            yield from trainer.train_here(received, clients, data_of, state_of, round, weigh)
             return
-        handed = Handed(deque(Job(recipe, received, client, data_of, state_of, round) for client in clients))
-        for client in clients:
+        handed = Handed(deque(Job(recipe, received, client, data_of, state_of, round, weigh) for client in clients))
+        while handed.jobs or handed.results:
             if not handed.results:
                 self._park(cell, handed)
             result = handed.results.popleft()
-            if result is None:
-                yield from trainer.train_here(received, [client], data_of, state_of, round)
+            if isinstance(result, Job):
+                yield from trainer.train_here(received, [result.client], data_of, state_of, round, weigh)
             else:
                 yield result
 
@@ -204,7 +208,7 @@ class Pack:
         assert kind is not None
         kind.enter()
         taken = self._taken(kind)
-        results: Sequence[Result]
+        results: Sequence[Result | None]
         try:
             results = kind.engine.train_jobs([job for _, job in taken])
         except Exception as error:  # whose it is shows when each run trains its own
@@ -214,10 +218,11 @@ class Pack:
                     cell.jobs.appendleft(job)
                 kind.halve()
                 return
-            results = [None] * len(taken)
+            results = [job for _, job in taken]
         for (cell, _), result in zip(taken, results, strict=True):
-            assert cell.handed is not None
-            cell.handed.results.append(result)
+            if result is not None:  # else it is in another's
+                assert cell.handed is not None
+                cell.handed.results.append(result)
 
     def _taken(self, kind: Kind) -> list[tuple[Cell, Job]]:
         """The next clients of this kind, and whose they are; handed in no more."""

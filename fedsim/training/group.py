@@ -16,6 +16,7 @@ from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, PrivateClient
 from fedsim.training.objectives import IGNORED_TARGET
 from fedsim.training.settings import LocalTraining
+from fedsim.training.updates import Weigh
 from fedsim.types import ClientData, Params
 
 
@@ -34,7 +35,10 @@ class Recipe(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A client to train. Clients of several runs may be trained together, see `alike`."""
+    """A client to train. Clients of several runs may be trained together, see `alike`.
+
+    weigh: those that were given the very same one are wanted as their weighted sum alone; None: each is wanted by itself.
+    """
 
     recipe: Recipe
     received: Params
@@ -42,6 +46,7 @@ class Job(NamedTuple):
     data_of: Callable[[int], ClientData]
     state_of: Callable[[int], Params]
     round: int
+    weigh: Weigh | None = None
 
 
 @dataclass

@@ -40,8 +40,8 @@ from fedsim.training.updates import (
 )
 from fedsim.types import ClientData, FedsimError, Params
 
-Results: TypeAlias = "tuple[list[ClientUpdate | ClientFailure], Params | None]"
-"""Of each client; and, where updates were folded and have no arrays of their own, the sum of all of them."""
+Result: TypeAlias = "ClientUpdate | ClientFailure | Folded | None"
+"""Of a client; of clients that were folded (`Job.weigh`) the first one's is the sum of all of them, and the others' None."""
 
 
 class Lockstep:
@@ -97,7 +97,9 @@ class Lockstep:
         Updates' arrays hold until the next call. What a client raises before its steps is its failure; what the steps raise may
         be of any, and is raised where there is more than one.
         """
-        return self.train_jobs([Job(self.recipe, received, client, data_of, state_of, round) for client in clients])
+        jobs = [Job(self.recipe, received, client, data_of, state_of, round) for client in clients]
+        results = self.train_jobs(jobs)
+        return [result for result in results if isinstance(result, ClientUpdate | ClientFailure)]  # nothing was weighed
 
     def train_folded(
         self,
@@ -108,22 +110,14 @@ class Lockstep:
         round: int,
         weigh: Weigh,
     ) -> list[ClientUpdate | ClientFailure | Folded]:
-        """As `train`, but where it can be had the updates' sum, ahead of the failures."""
-        jobs = [Job(self.recipe, received, client, data_of, state_of, round) for client in clients]
-        results, total = self._trained(jobs, weigh)
-        if total is None:
-            return [*results]
-        folded = Folded(total, [result for result in results if isinstance(result, ClientUpdate)])
-        return [folded, *(result for result in results if isinstance(result, ClientFailure))]
+        """As `train`, but where it can be had the updates' sum, in the place of the first of them."""
+        jobs = [Job(self.recipe, received, client, data_of, state_of, round, weigh) for client in clients]
+        return [result for result in self.train_jobs(jobs) if result is not None]
 
-    def train_jobs(self, jobs: Sequence[Job]) -> list[ClientUpdate | ClientFailure]:
-        """As `train`, for clients of any runs whose recipes are alike, and without a sum."""
-        return self._trained(jobs, None)[0]
-
-    def _trained(self, jobs: Sequence[Job], weigh: Weigh | None) -> Results:
-        results: dict[int, ClientUpdate | ClientFailure] = {}
+    def train_jobs(self, jobs: Sequence[Job]) -> list[Result]:
+        """As `train`, for clients of any runs whose recipes are alike; folded by run, where that can be had."""
+        results: dict[int, Result] = {}
         members: list[Member] = []
-        total: Params | None = None
         for place, job in enumerate(jobs):
             try:
                 members.append(self._member(place, job, job.data_of(job.client), job.state_of(job.client)))
@@ -134,16 +128,16 @@ class Lockstep:
             for member in members:
                 places.setdefault(id(member.initial), len(places))
             members.sort(key=lambda member: (-member.steps, places[id(member.initial)]))
-            found: Sequence[ClientUpdate | ClientFailure]
+            found: Sequence[Result]
             try:
-                found, total = self._fit(members, weigh)
+                found = self._fit(members)
             except Exception as error:
                 if len(jobs) > 1:
                     raise
                 found = [ClientFailure.of(jobs[0].client, error)]
             for member, result in zip(members, found, strict=True):
                 results[member.place] = result
-        return [results[place] for place in range(len(jobs))], total
+        return [results[place] for place in range(len(jobs))]
 
     def _member(self, place: int, job: Job, data: ClientData, state: Params) -> Member:
         if len(data.x) == 0:
@@ -195,16 +189,16 @@ class Lockstep:
             raise no_batch(len(data.x), self.smallest_batch)
         return rows, sizes
 
-    def _fit(self, members: list[Member], weigh: Weigh | None) -> Results:
-        """Run the round's steps for members in the order of their steps, most first; a result for each, and perhaps the sum."""
+    def _fit(self, members: list[Member]) -> list[Result]:
+        """Run the round's steps for members in the order of their steps, most first; a result for each."""
         group, lr = Group(members), max(member.lr for member in members)
         if any(member.lr != lr for member in members):
             weight = self.copies.arrays[self.copies.trained[0]]
             group.relative_lr = weight.new_tensor([member.lr / lr for member in members])
         if (factored := self._factored(group, lr)) is not None:
-            return self._fit_factored(factored, group, weigh)
+            return self._fit_factored(factored, group)
         if self.plain and self.chain is not None and group.in_spans:
-            return self._fit_in_spans(self.chain, group, lr, weigh)
+            return self._fit_in_spans(self.chain, group, lr)
         copies = self.copies
         copies.load([member.initial for member in members])
         copies.generators = [member.generator for member in members]
@@ -252,7 +246,7 @@ class Lockstep:
         def arrays_of(row: int) -> Params:
             return done[row] or copies.client(row)
 
-        return self._results(group, finite, arrays_of, sums, weigh, bad)
+        return self._results(group, finite, arrays_of, sums, bad)
 
     def _factored(self, group: Group, lr: float) -> Factored | None:
         """The round without weights of the clients' own, where it can be had so and is worth it."""
@@ -279,7 +273,7 @@ class Lockstep:
         return arrays + (in_span * examples - self.first.numbers) * each
 
     @torch.no_grad()
-    def _fit_factored(self, factored: Factored, group: Group, weigh: Weigh | None) -> Results:
+    def _fit_factored(self, factored: Factored, group: Group) -> list[Result]:
         members = group.members
         active = len(members)
         for number in range(members[0].steps):
@@ -290,10 +284,10 @@ class Lockstep:
             losses, gradient = client_gradients(self.objective, outputs, y, active, sizes)
             group.count(losses, sizes)
             factored.backward(gradient, number, active)
-        return self._results(group, factored.finite(), factored.client, factored.total, weigh)
+        return self._results(group, factored.finite(), factored.client, factored.total)
 
     @torch.no_grad()
-    def _fit_in_spans(self, chain: Chain, group: Group, lr: float, weigh: Weigh | None) -> Results:
+    def _fit_in_spans(self, chain: Chain, group: Group, lr: float) -> list[Result]:
         assert isinstance(self.copies, Stack)
         members, decay = group.members, 1 - lr * self.settings.weight_decay
         made, active = InSpans(self.copies, chain, self.objective, members), len(members)
@@ -301,7 +295,7 @@ class Lockstep:
             while members[active - 1].steps == number:
                 active -= 1
             made.step(number, active, decay)
-        return self._results(group, made.finite(), made.client, made.total, weigh, made.bad)
+        return self._results(group, made.finite(), made.client, made.total, made.bad)
 
     def _gradients(self, group: Group, x: Tensor, y: Tensor) -> list[Tensor]:
         """(k, ...) of each client's own mean loss, in the order of the weights."""
@@ -373,20 +367,19 @@ class Lockstep:
         finite: Tensor,
         arrays_of: Callable[[int], Params],
         sums: Callable[[Tensor], Params] | None,
-        weigh: Weigh | None,
         bad: Tensor | None = None,
-    ) -> Results:
+    ) -> list[Result]:
         """Each member's result. sums: the arrays times weights (members,), in which updates are folded if they are weighed."""
         kept = finite.tolist()  # the one synchronisation of a group
         metrics = [{}] * len(kept) if self.local_steps is not None else group.train_losses()
-        folds = weigh is not None and sums is not None and not self.finishes
-        results: list[ClientUpdate | ClientFailure] = []
+        folds = None if self.finishes else sums
+        results: list[Result] = []
         for row, member in enumerate(group.members):
             if not kept[row]:
                 reason = str(not_finite(member.steps, bad is not None and bool(bad[row])))
                 results.append(ClientFailure(member.data.client, reason))
                 continue
-            arrays = {} if folds else arrays_of(row)
+            arrays = arrays_of(row) if folds is None or member.job.weigh is None else {}
             try:
                 state = self._finish(member, arrays)
             except Exception as error:
@@ -394,15 +387,9 @@ class Lockstep:
                 continue
             both = {**metrics[row], **member.metrics}
             results.append(ClientUpdate(member.data.client, arrays, len(member.data.x), member.steps, both, state))
-        if not folds or weigh is None or sums is None:
-            return results, None
-        weights = [weigh(result) if isinstance(result, ClientUpdate) else 0.0 for result in results]
-        if any(weights):
-            return results, sums(torch.tensor(weights, dtype=torch.float64, device=finite.device))
-        return [
-            result._replace(arrays=arrays_of(row)) if isinstance(result, ClientUpdate) else result
-            for row, result in enumerate(results)
-        ], None
+        if folds is not None:
+            _fold(group.members, results, arrays_of, lambda weights: folds(weights.to(finite.device)))
+        return results
 
     def _finish(self, member: Member, arrays: Params) -> Params:
         kept = {} if member.private is None else member.private.keeps()
@@ -411,6 +398,31 @@ class Lockstep:
         load_arrays(self.model, arrays)
         state = member.half.finish(member.device, member.steps, member.lr)
         return {**{name: array.clone() for name, array in state.items()}, **kept}  # the model is the next member's
+
+
+def _fold(
+    members: Sequence[Member],
+    results: list[Result],
+    arrays_of: Callable[[int], Params],
+    sums: Callable[[Tensor], Params],
+) -> None:
+    """Put the sum of each run's updates that are wanted so in the place of the first, and None in those of the others."""
+    runs: dict[Weigh, dict[int, ClientUpdate]] = {}
+    for row in sorted(range(len(members)), key=lambda row: members[row].place):
+        weigh, result = members[row].job.weigh, results[row]
+        if weigh is not None and isinstance(result, ClientUpdate):
+            runs.setdefault(weigh, {})[row] = result
+    for weigh, updates in runs.items():
+        weights = torch.zeros(len(members), dtype=torch.float64)
+        for row, update in updates.items():
+            weights[row] = weigh(update)
+        if not weights.any():
+            for row, update in updates.items():
+                results[row] = update._replace(arrays=arrays_of(row))
+            continue
+        for row in updates:
+            results[row] = None
+        results[next(iter(updates))] = Folded(sums(weights), list(updates.values()))
 
 
 def _is_trained(layer: nn.Module) -> bool:

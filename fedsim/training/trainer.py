@@ -39,8 +39,9 @@ class Together(Protocol):
         data_of: Callable[[int], ClientData],
         state_of: Callable[[int], Params],
         round: int,
-    ) -> Iterator[ClientUpdate | ClientFailure]:
-        """As `Trainer.train`."""
+        weigh: Weigh | None,
+    ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
+        """As `Trainer.train_folded`; without `weigh` nothing is folded."""
 
 
 @dataclass
@@ -81,9 +82,9 @@ class Trainer:
         round: int,
     ) -> Iterator[ClientUpdate | ClientFailure]:
         """Train each client from `received`, in the order given. What a client's own code or data raise is its failure alone."""
-        if self.pack is None or self.client_half.alone:
-            return self.train_here(received, clients, data_of, state_of, round)
-        return self.pack.train(self, received, list(clients), data_of, state_of, round)
+        for result in self._trained(received, clients, data_of, state_of, round, None):
+            assert not isinstance(result, Folded), "nothing was weighed"
+            yield result
 
     def train_folded(
         self,
@@ -95,24 +96,9 @@ class Trainer:
         weigh: Weigh,
     ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
         """As `train`, for who wants the weighted sum alone: clients that train together may come as one."""
-        if self.pack is None or self.client_half.alone:
-            return self._groups(received, clients, data_of, state_of, round, weigh)
-        return self.pack.train(self, received, list(clients), data_of, state_of, round)
+        return self._trained(received, clients, data_of, state_of, round, weigh)
 
-    def train_here(
-        self,
-        received: Params,
-        clients: Iterable[int],
-        data_of: Callable[[int], ClientData],
-        state_of: Callable[[int], Params],
-        round: int,
-    ) -> Iterator[ClientUpdate | ClientFailure]:
-        """As `train`, without clients of other runs."""
-        for result in self._groups(received, clients, data_of, state_of, round, None):
-            assert not isinstance(result, Folded), "nothing was weighed"
-            yield result
-
-    def _groups(
+    def _trained(
         self,
         received: Params,
         clients: Iterable[int],
@@ -121,6 +107,20 @@ class Trainer:
         round: int,
         weigh: Weigh | None,
     ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
+        if self.pack is None or self.client_half.alone:
+            return self.train_here(received, clients, data_of, state_of, round, weigh)
+        return self.pack.train(self, received, list(clients), data_of, state_of, round, weigh)
+
+    def train_here(
+        self,
+        received: Params,
+        clients: Iterable[int],
+        data_of: Callable[[int], ClientData],
+        state_of: Callable[[int], Params],
+        round: int,
+        weigh: Weigh | None,
+    ) -> Iterator[ClientUpdate | ClientFailure | Folded]:
+        """As `train_folded`, without clients of other runs; without `weigh` nothing is folded."""
         waiting = list(clients)
         while waiting:
             group = waiting[: 1 if self.client_half.alone else self.execution.width]
