@@ -296,6 +296,19 @@ def test_runs_that_train_together_are_folded_each_by_itself(
         assert gap(update.arrays, expected.arrays) < 1e-12
 
 
+def test_a_sum_reads_what_its_own_clients_did_and_no_more() -> None:
+    """Neither rows of steps that a client did not make, nor the model of a run that is not in it."""
+    stack = Stack(MLP((WIDE,), CLASSES, hidden=(80, 70)), 1)
+    chain = chain_of(stack)
+    assert chain is not None
+    ours, others = ({n: torch.full_like(a[0], value) for n, a in stack.arrays.items()} for value in (1.0, float("nan")))
+    factored = Factored(chain, [ours, others, ours], [2, 1, 1], [2, 2], Coefficients(PLAIN, 0.1, 2), lambda g: g)
+    for layer in factored.layers:
+        layer.inputs[1:, 2:] = layer.gradients[1:, 2:] = float("nan")
+    total = factored.total(torch.tensor([1.0, 0.0, 2.0]))
+    assert all(bool((array == 3).all()) for array in total.values())
+
+
 def test_factors_are_for_few_rows() -> None:
     """2NN: 784 * 200 + 200 * 200 + 200 * 10 numbers, and 984 + 400 + 210 a row: up to 124 rows."""
     model = MLP((784,), 10)

@@ -66,7 +66,7 @@ class Factored:
     ) -> None:
         self.steps, self.table, self.at_own_lr = steps, table.table, at_own_lr
         self.ends = [0, *accumulate(sizes)]
-        self.bases = bases_of(initial)
+        self.initial, self.bases = initial, bases_of(initial)
         clients, rows = len(initial), self.ends[-1]
         self.layers = [Layer(link, initial[0][link.weight], clients, rows) for link in chain.links]
 
@@ -104,11 +104,12 @@ class Factored:
 
     def client(self, row: int) -> Params:
         """One client's arrays after its last step, under every name of the model's state dict."""
-        return self._written([row], None)
+        return self._written([row], [1.0])
 
     def total(self, weights: Tensor) -> Params:
         """The sum of all clients' arrays, each times its weight. weights: (k,); a client of weight 0 is left out, finite or not."""
-        return self._written(weights.nonzero().flatten().tolist(), weights)
+        rows = weights.nonzero().flatten()
+        return self._written(rows.tolist(), weights[rows].tolist())
 
     def finite(self) -> Tensor:
         """(k,) whether all of a client's arrays are finite: sure where its factors' norms bound them, else looked at."""
@@ -121,34 +122,36 @@ class Factored:
             finite[row] = all_finite(self.client(row).values())
         return finite
 
-    def _written(self, rows: list[int], weights: Tensor | None) -> Params:
-        """The sum of these clients' arrays, times their weights where there are any."""
-        everyone = len(rows) == len(self.steps)
-        made = sorted({self.steps[row] for row in rows})
-        taken = torch.stack([self._by_row(self.table[steps][1]) for steps in made])  # (kinds, rows of a round)
-        if len(made) > 1 or weights is not None:
-            taken = taken[[made.index(self.steps[row]) for row in rows]]
-        if weights is not None:
-            taken *= weights[rows].to(taken.dtype)[:, None]
-        found = self._base_sum(rows, weights)
+    def _written(self, clients: list[int], weights: list[float]) -> Params:
+        """The sum of these clients' arrays, each times its weight. Of their factors the rows of steps that they made are read."""
+        made = [self.steps[client] for client in clients]
+        by_row = {steps: self._by_row(self.table[steps][1]) for steps in set(made)}
+        taken = torch.cat([by_row[steps] * weight for steps, weight in zip(made, weights, strict=True)])
+        ends = [self.ends[steps] for steps in made]
+        found = self._base_sum(clients, weights)
         for layer in self.layers:
-            a, g = (f if everyone else f[rows] for f in (layer.inputs, layer.gradients))
-            g = (g * taken[..., None]).flatten(0, 1)
-            found[layer.link.weight].addmm_(g.mT, a.flatten(0, 1), alpha=-1)
+            a, g = (
+                torch.cat([factor[client, :end] for client, end in zip(clients, ends, strict=True)])
+                for factor in (layer.inputs, layer.gradients)
+            )
+            g *= taken[:, None]
+            found[layer.link.weight].addmm_(g.mT, a, alpha=-1)
             if layer.link.bias is not None:
                 found[layer.link.bias].sub_(g.sum(0))
         return found
 
-    def _base_sum(self, rows: list[int], weights: Tensor | None) -> Params:
+    def _base_sum(self, clients: list[int], weights: list[float]) -> Params:
         """What is left in these clients' arrays of those that they began at, summed."""
-        shares = [self.table[self.steps[row]][0] for row in rows]
-        if weights is not None:
-            shares = [share * weight for share, weight in zip(shares, weights[rows].tolist(), strict=True)]
+        bases: dict[int, Params] = {}
+        shares: dict[int, float] = {}
+        for client, weight in zip(clients, weights, strict=True):
+            base = self.initial[client]
+            bases[id(base)] = base
+            shares[id(base)] = shares.get(id(base), 0.0) + weight * self.table[self.steps[client]][0]
         found: Params = {}
-        for start, stop, arrays in self.bases:
-            share = sum(one for one, row in zip(shares, rows, strict=True) if start <= row < stop)
-            for name, array in arrays.items():
-                found[name] = found[name].add_(array, alpha=share) if name in found else array * share
+        for one, base in bases.items():
+            for name, array in base.items():
+                found[name] = found[name].add_(array, alpha=shares[one]) if name in found else array * shares[one]
         return found
 
     def _before(self, step: int) -> tuple[float, Tensor | float | None]:
@@ -156,13 +159,12 @@ class Factored:
         base, taken = self.table[step]
         if not taken or min(taken) == max(taken):
             return base, taken[0] if taken else None
-        return base, self._by_row(taken)[: self.ends[step]]
+        return base, self._by_row(taken)
 
     def _by_row(self, taken: Sequence[float]) -> Tensor:
-        """(rows,) of a round: each step's number for each of its rows, 0 for steps that are not made."""
+        """(rows,) of the first steps: each step's number for each of its rows."""
         sizes = [end - start for start, end in pairwise(self.ends)]
-        spread = [c for c, size in zip(taken, sizes, strict=False) for _ in range(size)]
-        return self.layers[0].inputs.new_tensor(spread + [0.0] * (self.ends[-1] - len(spread)))
+        return self.layers[0].inputs.new_tensor([c for c, size in zip(taken, sizes, strict=False) for _ in range(size)])
 
     def _of_base(self, h: Tensor, link: Link, beta: float) -> Tensor:
         """beta (h W_0^T + b_0), h: (active, b, in)."""
