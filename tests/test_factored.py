@@ -299,7 +299,7 @@ def test_runs_that_train_together_are_folded_each_by_itself(
 def test_a_sum_reads_what_its_own_clients_did_and_no_more() -> None:
     """Neither rows of steps that a client did not make, nor the model of a run that is not in it."""
     stack = Stack(MLP((WIDE,), CLASSES, hidden=(80, 70)), 1)
-    chain = chain_of(stack)
+    chain = chain_of(stack, MLP((WIDE,), CLASSES, hidden=(80, 70)))
     assert chain is not None
     ours, others = ({n: torch.full_like(a[0], value) for n, a in stack.arrays.items()} for value in (1.0, float("nan")))
     factored = Factored(chain, [ours, others, ours], [2, 1, 1], [2, 2], Coefficients(PLAIN, 0.1, 2), lambda g: g)
