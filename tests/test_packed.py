@@ -150,6 +150,21 @@ def test_packed_cells_are_given_the_sums_of_their_own_clients(monkeypatch: pytes
     assert max(widths) > 5 and sum(folded) == 4 * 3 * 5 and max(folded) == 5
 
 
+@pytest.mark.parametrize(
+    ("width", "more", "expected"),
+    [(8, (), {5}), (8, ("privacy=user", "privacy.noise_multiplier=1"), {8}), (4, (), {4})],
+    ids=["fit", "wanted one by one", "never fit"],
+)
+def test_clients_that_come_as_one_sum_are_not_parted_where_they_fit(
+    width: int, more: tuple[str, ...], expected: set[int]
+) -> None:
+    """Three runs ask for five clients each, in each of three rounds."""
+    _, widths = packed(
+        [("model=mlp", f"grid.width={width}", "grid.chunk_size=8", *more, f"seed={s}") for s in range(3)]
+    )
+    assert sum(widths) == 45 and expected == set(widths[:2]), widths
+
+
 def test_cells_that_do_not_train_alike_are_kept_apart() -> None:
     kinds = ("model=linear", "client.epochs=2", "strategy=fedprox", "client.momentum=0.5", "client.weight_decay=0.1")
     cells = [("model=mlp", kind) for kind in kinds] + [("model=mlp", "client.weight_decay=0.1", "client.lr=0.2")]

@@ -67,6 +67,11 @@ class Cell:
         """Those that it waits for."""
         return deque() if self.handed is None else self.handed.jobs
 
+    @property
+    def wants_a_sum(self) -> bool:
+        """Of the clients that it waits for, and not each by itself."""
+        return bool(self.jobs) and self.jobs[0].weigh is not None
+
 
 @dataclass
 class Kind:
@@ -225,10 +230,16 @@ class Pack:
                 cell.handed.results.append(result)
 
     def _taken(self, kind: Kind) -> list[tuple[Cell, Job]]:
-        """The next clients of this kind, and whose they are; handed in no more."""
+        """The next clients of this kind, and whose they are; handed in no more.
+
+        Clients that are wanted as one sum are left for the next group where they would fit into one, but not into what is left of
+        this: two sums are more work than one, and so are two groups that both multiply by their model.
+        """
         taken: list[tuple[Cell, Job]] = []
         rate: float | None = None
         for cell in self._cells:
+            if cell.wants_a_sum and kind.execution.width - len(taken) < len(cell.jobs) <= kind.execution.width:
+                continue
             while cell.kind is kind and cell.jobs and len(taken) < kind.execution.width:
                 job = cell.jobs[0]
                 own = job.recipe.settings.lr_in(job.round)
