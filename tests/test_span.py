@@ -14,13 +14,16 @@ from torch import Tensor, nn
 from fedsim import rng
 from fedsim.algorithms.fedprox import Proximal
 from fedsim.models import CNN, MLP, Linear
-from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, LocalTraining, Trainer
+from fedsim.training import OBJECTIVES, ClientFailure, ClientHalf, ClientUpdate, Device, LocalTraining, Trainer
 from fedsim.training.arrays import model_arrays
 from fedsim.training.dpsgd import DPSGD, PrivateClient
 from fedsim.training.execution import ONE_AT_A_TIME, Execution
+from fedsim.training.group import Job
+from fedsim.training.lockstep import Lockstep
 from fedsim.training.objectives import classification
 from fedsim.training.private_span import InSpans
 from fedsim.training.span import FirstLayer, first_layer, span_of
+from fedsim.training.stack import Stack
 from fedsim.training.updates import Folded
 from fedsim.types import ClientData, Params
 
@@ -57,6 +60,16 @@ def model_of(name: str = "mlp") -> nn.Module:
         "one number": lambda: nn.Linear(WIDE, 1),
     }
     return made[name]().double()
+
+
+class Grown(ClientHalf):
+    """Every client begins at arrays of its own."""
+
+    def initial(self, received: Params, state: Params) -> Params:
+        return {name: array * (1 + state.get("rounds", torch.zeros(())) / 10) for name, array in received.items()}
+
+    def finish(self, device: Device, steps: int, lr: float) -> Params:
+        return {"rounds": device.state.get("rounds", torch.zeros(())) + device.data.client}
 
 
 def data_of(name: str = "mlp", repeats: bool = False) -> Callable[[int], ClientData]:
@@ -132,6 +145,7 @@ CASES: dict[str, dict[str, Any]] = {
     "regression": {"name": "one number"},
     "repeated rows": {"repeats": True},
     "no noise": {"steps": rule(0.0)},
+    "starts of their own": {"half": Grown(), "settings": replace(PLAIN, weight_decay=0.1)},
 }
 
 
@@ -155,19 +169,32 @@ def test_momentum_draws_alike_on_the_stack(groups: list[int]) -> None:
     assert max(gap(together[c][r], alone[c][r]) for c in alone for r in range(3)) < 1e-9
 
 
-def test_a_client_with_many_rows_beside_others_draws_as_it_does_alone(groups: list[int]) -> None:
-    """A group of both kinds is trained on the stack."""
+def test_float32_agrees_on_rows_that_repeat_and_differ_in_size(groups: list[int]) -> None:
+    def rough(client: int) -> ClientData:
+        data = data_of(repeats=True)(client)
+        return data._replace(x=(data.x * torch.logspace(-3, 1, len(data.x), dtype=torch.float64)[:, None]).float())
 
+    found = []
+    for way in (ONE_AT_A_TIME, TOGETHER):
+        trainer = trainer_of(execution=way)
+        trainer.model.float()
+        found.append(results(trainer, rough))
+    assert groups == [6] * 3
+    assert max(gap(found[1][c][r], found[0][c][r]) for c in range(6) for r in range(3)) < 1e-4
+
+
+def test_clients_with_many_rows_are_trained_apart_and_draw_as_they_do_alone(groups: list[int]) -> None:
     def mixed(client: int) -> ClientData:
         data = data_of()(client)
-        return (
+        many = (
             data._replace(x=data.x.repeat(4, 1) + torch.arange(36.0)[:, None], y=data.y.repeat(4))
             if not client
             else data
         )
+        return many
 
     alone, together = (results(trainer_of(execution=way), mixed) for way in (ONE_AT_A_TIME, TOGETHER))
-    assert not groups
+    assert groups == [5] * 3
     assert max(gap(together[c][r], alone[c][r]) for c in alone for r in range(3)) < 1e-9
 
 
@@ -181,6 +208,37 @@ def test_the_sum_of_a_group_is_that_of_its_clients(groups: list[int]) -> None:
     (folded,) = other.train_folded(start, range(6), data_of(), lambda c: {}, 1, lambda update: update.num_examples)
     assert isinstance(folded, Folded) and groups == [6, 6]
     assert gap(folded.arrays, expected) < 1e-9
+
+
+def test_runs_that_train_together_are_folded_each_by_itself(groups: list[int]) -> None:
+    """As packed sweeps do it: two runs from models, at learning rates, noise and weights of their own; two clients fail."""
+
+    def spoilt(client: int) -> ClientData:
+        data = data_of()(client)  # of client 1 the gradients are too large for float64, and the rows are finite
+        return data._replace(x=data.x * 1e200) if client == 1 else data
+
+    kinds = [(PLAIN, rule(0.7), 1.0), (replace(PLAIN, lr=0.05), rule(0.3, clip_norm=0.2), 1.2)]
+    engines, starts, weights = [], [], [lambda update: update.num_examples, lambda update: 2.0 + update.client]
+    for settings, steps, scale in kinds:
+        model = model_of()
+        engines.append(Lockstep(Stack(model, 12), model, classification, settings, ClientHalf(), 11, 1, steps))
+        starts.append({n: a.clone() * scale for n, a in model_arrays(model).items()})
+    jobs = [
+        Job(engines[run].recipe, starts[run], client, spoilt, lambda client: {}, 1, weights[run])
+        for client in range(6)
+        for run in (0, 1)
+    ]
+    together = engines[0].train_jobs(jobs)
+    assert groups == [12]
+    assert [place for place, one in enumerate(together) if isinstance(one, ClientFailure)] == [2, 3]
+    for run, (settings, steps, _) in enumerate(kinds):
+        folded = together[run]
+        assert isinstance(folded, Folded) and [update.client for update in folded.updates] == [0, 2, 3, 4, 5]
+        expected = {n: torch.zeros_like(a) for n, a in starts[run].items()}
+        for update in trainer_of(settings=settings, steps=steps).train(starts[run], range(6), spoilt, lambda c: {}, 1):
+            if isinstance(update, ClientUpdate):
+                expected = {n: a + weights[run](update) * update.arrays[n] for n, a in expected.items()}
+        assert gap(folded.arrays, expected) < 1e-9
 
 
 # The mathematics
@@ -282,6 +340,59 @@ def test_a_rounds_noise_has_the_promised_size_inside_the_span_and_outside(
         monkeypatch.setattr(PrivateClient, "unseen_noise", lambda self, by=mistaken: by * unseen(self))
         with pytest.raises(AssertionError):
             check_noise(execution, settings)
+
+
+SGDS = {
+    "plain": PLAIN,
+    "rates fall": replace(PLAIN, lr_decay=0.5),
+    "decay": replace(PLAIN, weight_decay=0.4),
+    "momentum and decay": replace(PLAIN, momentum=0.6, weight_decay=0.4),
+}
+
+
+@pytest.mark.parametrize("clipping", ["flat", "adaptive"])
+@pytest.mark.parametrize("sgd", SGDS)
+@pytest.mark.parametrize("execution", [ONE_AT_A_TIME, TOGETHER])
+def test_the_unseen_noise_is_drawn_once_and_is_the_sum_of_what_each_step_promised(
+    execution: Execution, sgd: str, clipping: str
+) -> None:
+    """What torch.optim.SGD makes of each step's noise, one step at a time."""
+    drawn: dict[tuple[int, int], dict[str, float]] = {}
+
+    def noted(size: int, std: float, round: int, client: int, purpose: str) -> Tensor:
+        own = drawn.setdefault((round, client), {})
+        assert purpose not in own
+        own[purpose] = std
+        return noise(size, std, round, client, purpose)
+
+    settings = SGDS[sgd]
+    steps = rule(noise=noted, clipping=clipping, clip_lr=0.5, count_noise=2.0)
+    results(trainer_of(settings=settings, steps=steps, execution=execution), data_of(), rounds=2)
+    assert len(drawn) == 12
+    for (round, client), own in drawn.items():
+        stds = [std for purpose, std in own.items() if purpose.startswith("dp-sgd noise")]
+        assert len(stds) == settings.steps(SIZES[client]) and (len(set(stds)) > 1) == (clipping == "adaptive")
+        effects = []
+        for step in range(len(stds)):
+            weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+            decay, lr = settings.weight_decay, settings.lr * settings.lr_decay ** (round - 1)
+            optimizer = torch.optim.SGD([weight], lr=lr, momentum=settings.momentum, weight_decay=decay)
+            for now in range(len(stds)):
+                weight.grad = torch.tensor(float(now == step), dtype=torch.float64)
+                optimizer.step()
+            effects.append(float(weight.detach()))
+        size = sum((effect * std) ** 2 for effect, std in zip(effects, stds, strict=True)) ** 0.5
+        assert own["dp-sgd unseen noise"] == pytest.approx(size / min(4, SIZES[client]), rel=1e-12)
+
+
+def test_a_second_draw_of_the_unseen_noise_is_refused() -> None:
+    client = PrivateClient(rule(), 8 * WIDE, PLAIN, data_of()(2), {}, 1)
+    client.keep_to_span(FirstLayer(8, WIDE, False))
+    for step in range(client.steps):
+        client.noise(step)
+    client.unseen_noise()
+    with pytest.raises(ValueError):
+        client.unseen_noise()
 
 
 # Where it is done

@@ -64,7 +64,8 @@ def _replay_examples(protection: Protection, setting: Setting, scores: Scores, c
     )
     said = (
         f"Canaries are examples, each with a gradient of its own, in {played:,} steps of DP-SGD at a rate of {account.rate:.3g}, "
-        f"by the code that clients run, played after the run for client {client}, which has spent most."
+        f"by the code that clients run, with all noise drawn at each step, played after the run for client {client}, which has "
+        "spent most."
     )
     mechanism = account.mechanism(float(protection.z[index]))  # type: ignore[attr-defined]
     return Replayed(1.0, steps, mechanism, [said, *_in_part(played, steps, "steps")])
@@ -131,7 +132,8 @@ def replay_dpsgd(run: DPSGDRun, scores: Scores, client: int, seed: int, might: f
     """DP-SGD: canary examples with orthogonal gradients `might` times too long, through the device's own private steps.
 
     Those that are in are all the examples there are, each drawn into a step at the run's rate; the noisy sum is what is
-    seen. client: a number that no client of the run has, so that no draw is shared. Returns how many steps were played.
+    seen: with noise drawn in full, which a device may draw once a round where its steps cannot see it (`training/span.py`).
+    client: a number that no client of the run has, so that no draw is shared. Returns how many steps were played.
     """
     from fedsim.training.dpsgd import PrivateSteps
 

@@ -15,12 +15,16 @@ from fedsim.training.stack import Stack
 
 
 class Weights(Protocol):
-    """Who holds the clients' weights: a `Stack`, or what stands in its place."""
+    """Who holds the clients' weights: a `Stack`, or what stands in its place. sizes: rows that count in each one's batch."""
 
     active: int
+    sizes: list[int]
 
     def weight(self, name: str) -> Tensor:
         """(active, ...) of a parameter."""
+
+    def weights(self) -> list[Tensor]:
+        """(active, ...) of each parameter, in their order."""
 
 
 class Link(NamedTuple):

@@ -225,7 +225,7 @@ def _difference(
     One makes more steps than the other, and larger ones: the other's batch is filled up, which must not matter. may_fail:
     nothing is wrong with clients that fail either way.
     """
-    settings = replace(engine.settings, epochs=1, batch_size=3, max_steps=2)
+    settings = replace(engine.settings, epochs=2, batch_size=3, max_steps=3)  # three steps and two
     quiet = None if engine.local_steps is None else replace(engine.local_steps, noise=_no_noise, chances=_every_second)
     parts = (engine.model, engine.objective, settings, half, 0, engine.smallest_batch, quiet)
     data = {0: ClientData(0, x[:6], y[:6]), 1: ClientData(1, x[4:6].flip(0), y[4:6])}

@@ -158,10 +158,18 @@ class PrivateClient:
         padded = torch.nn.functional.pad(seen, (0, width - seen.shape[1]))
         return torch.cat([padded.flatten(), others])
 
-    def unseen_noise(self) -> Tensor:
-        """(outputs, inputs) whose part outside of the span is to be added, with all steps' noise drawn; on the CPU."""
+    def unseen_std(self) -> float:
+        """Of the noise in the first layer that all steps leave behind."""
         taken = last_coefficients(self.settings, self.settings.lr_in(self.round), self.steps)
-        std = math.hypot(*(c * own for c, own in zip(taken, self._stds, strict=True))) / self.expected_batch
+        return math.hypot(*(c * own for c, own in zip(taken, self._stds, strict=True))) / self.expected_batch
+
+    def unseen_noise(self) -> Tensor:
+        """(outputs, inputs) whose part outside of the span is to be added, with all steps' noise drawn; on the CPU.
+
+        To be asked for once: a second draw beside the first would tell their mean, which has less noise.
+        """
+        std = self.unseen_std()
+        self._stds = []  # another call raises
         noise = self.rule.noise(self._first.numbers, std, self.round, self.data.client, "dp-sgd unseen noise")
         return noise.view(self._first.outputs, self._first.inputs)
 

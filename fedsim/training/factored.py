@@ -12,7 +12,7 @@ product of all their factors. A bias is a weight whose input is 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.training.arrays import all_finite
 from fedsim.training.chain import Chain, Link
-from fedsim.training.steps import Coefficients
+from fedsim.training.settings import LocalTraining
 from fedsim.types import Params
 
 MOST_ROWS = 1.0
@@ -28,6 +28,26 @@ MOST_ROWS = 1.0
 
 FEWEST_PER_BASE = 2
 """Clients that have to share a model on average, or nothing is multiplied once for many."""
+
+
+class Coefficients:
+    """beta_t and c_ts by the recurrence of torch.optim.SGD, which is that of numbers: v <- momentum v + g + decay W; W <- W - lr v.
+
+    table: [t] is beta_t and [c_t0, c_t1 ...]. The first v is the first gradient.
+    """
+
+    def __init__(self, settings: LocalTraining, lr: float, steps: int) -> None:
+        base, velocity = 1.0, 0.0
+        taken, velocities = list[float](), list[float]()
+        self.table = [(base, taken)]
+        for _ in range(steps):
+            velocity = settings.momentum * velocity + settings.weight_decay * base
+            grown = zip([*velocities, 0.0], [*taken, 0.0], strict=True)
+            velocities = [settings.momentum * v - settings.weight_decay * c for v, c in grown]
+            velocities[-1] += 1
+            base -= lr * velocity
+            taken = [c + lr * v for c, v in zip([*taken, 0.0], velocities, strict=True)]
+            self.table.append((base, taken))
 
 
 class Layer:
@@ -128,7 +148,8 @@ class Factored:
         by_row = {steps: self._by_row(self.table[steps][1]) for steps in set(made)}
         taken = torch.cat([by_row[steps] * weight for steps, weight in zip(made, weights, strict=True)])
         ends = [self.ends[steps] for steps in made]
-        found = self._base_sum(clients, weights)
+        left = [weight * self.table[steps][0] for steps, weight in zip(made, weights, strict=True)]
+        found = sum_of_starts([self.initial[client] for client in clients], left)
         for layer in self.layers:
             a, g = (
                 torch.cat([factor[client, :end] for client, end in zip(clients, ends, strict=True)])
@@ -138,20 +159,6 @@ class Factored:
             found[layer.link.weight].addmm_(g.mT, a, alpha=-1)
             if layer.link.bias is not None:
                 found[layer.link.bias].sub_(g.sum(0))
-        return found
-
-    def _base_sum(self, clients: list[int], weights: list[float]) -> Params:
-        """What is left in these clients' arrays of those that they began at, summed."""
-        bases: dict[int, Params] = {}
-        shares: dict[int, float] = {}
-        for client, weight in zip(clients, weights, strict=True):
-            base = self.initial[client]
-            bases[id(base)] = base
-            shares[id(base)] = shares.get(id(base), 0.0) + weight * self.table[self.steps[client]][0]
-        found: Params = {}
-        for one, base in bases.items():
-            for name, array in base.items():
-                found[name] = found[name].add_(array, alpha=shares[one]) if name in found else array * shares[one]
         return found
 
     def _before(self, step: int) -> tuple[float, Tensor | float | None]:
@@ -198,6 +205,20 @@ def bases_of(initial: Sequence[Params]) -> list[tuple[int, int, Params]]:
         clients = list(run)
         found.append((start, start + len(clients), clients[0]))
         start += len(clients)
+    return found
+
+
+def sum_of_starts(initial: Sequence[Params], shares: Sequence[float], names: Collection[str] = ()) -> Params:
+    """The sum of what clients begin at, each times its share; arrays that several share are read once. names: of these alone."""
+    bases = {id(base): base for base in initial}
+    totals = dict.fromkeys(bases, 0.0)
+    for base, share in zip(initial, shares, strict=True):
+        totals[id(base)] += share
+    found: Params = {}
+    for one, base in bases.items():
+        for name in names or base:
+            array = base[name]
+            found[name] = found[name].add_(array, alpha=totals[one]) if name in found else array * totals[one]
     return found
 
 

@@ -68,6 +68,11 @@ class Member:
     private: PrivateClient | None
 
     @property
+    def in_span(self) -> bool:
+        """Whether it trains by DP-SGD and keeps to the span of its own inputs."""
+        return self.private is not None and self.private.span is not None
+
+    @property
     def steps(self) -> int:
         """In this round."""
         if self.private is not None:
@@ -105,8 +110,8 @@ class Group:
 
     @property
     def in_spans(self) -> bool:
-        """Whether all members train by DP-SGD and keep to the span of their own inputs."""
-        return all(member.private is not None and member.private.span is not None for member in self.members)
+        """Whether all members keep to a span."""
+        return all(member.in_span for member in self.members)
 
     @property
     def longest(self) -> list[int]:

@@ -19,7 +19,7 @@ from fedsim.training.arrays import distinct, load_arrays
 from fedsim.training.chain import Chain, chain_of
 from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateClient
-from fedsim.training.factored import FEWEST_PER_BASE, Factored, bases_of, numbers_a_row, worth_it
+from fedsim.training.factored import FEWEST_PER_BASE, Coefficients, Factored, bases_of, numbers_a_row, worth_it
 from fedsim.training.group import Group, Job, Member, Recipe
 from fedsim.training.objectives import ONE_TARGET, Objective, client_gradients, client_losses
 from fedsim.training.private_lockstep import PerExample, private_gradients, private_step, whole_batches
@@ -27,7 +27,7 @@ from fedsim.training.private_span import InSpans
 from fedsim.training.settings import LocalTraining
 from fedsim.training.span import first_layer
 from fedsim.training.stack import Copies, Stack, fusible
-from fedsim.training.steps import SGD, Coefficients, clip_each, make_stacked_step
+from fedsim.training.steps import SGD, clip_each, make_stacked_step
 from fedsim.training.updates import (
     ClientFailure,
     ClientUpdate,
@@ -129,15 +129,21 @@ class Lockstep:
                 places.setdefault(id(member.initial), len(places))
             members.sort(key=lambda member: (-member.steps, places[id(member.initial)]))
             found: Sequence[Result]
-            try:
-                found = self._fit(members)
-            except Exception as error:
-                if len(jobs) > 1:
-                    raise
-                found = [ClientFailure.of(jobs[0].client, error)]
-            for member, result in zip(members, found, strict=True):
-                results[member.place] = result
+            for part in (parts := self._parted(members)):
+                try:
+                    found = self._fit(part)
+                except Exception as error:
+                    if len(jobs) > 1:
+                        raise
+                    found = [ClientFailure.of(jobs[0].client, error)]
+                for member, result in zip(part, found, strict=True):
+                    results[member.place] = result if part is parts[-1] else _kept(result)
         return [results[place] for place in range(len(jobs))]
+
+    def _parted(self, members: list[Member]) -> list[list[Member]]:
+        """Those who are trained as one group: under DP-SGD those who keep to a span apart from those who do not."""
+        parts = [[member for member in members if member.in_span is within] for within in (True, False)]
+        return parts if self.plain and self.chain is not None and all(parts) else [members]
 
     def _member(self, place: int, job: Job, data: ClientData, state: Params) -> Member:
         if len(data.x) == 0:
@@ -267,7 +273,7 @@ class Lockstep:
         if self.linear and self.chain is not None and worth_it(self.chain, rows):
             return rows * numbers_a_row(self.chain) * each
         arrays = sum(array[0].nbytes for array in self.copies.arrays.values())
-        if self.first is None or not self.plain or settings.steps(examples) < 2 or not self.first.is_saved_by(examples):
+        if self.first is None or not self.plain or settings.steps(examples) < 2 or not self.first.pays_for(examples):
             return arrays
         in_span = 2 * self.first.outputs + self.first.inputs + examples  # its first layer twice, basis and coordinates
         return arrays + (in_span * examples - self.first.numbers) * each
@@ -423,6 +429,13 @@ def _fold(
         for row in updates:
             results[row] = None
         results[next(iter(updates))] = Folded(sums(weights), list(updates.values()))
+
+
+def _kept(result: Result) -> Result:
+    """With arrays of its own, before others train on the copies."""
+    if not isinstance(result, ClientUpdate):
+        return result
+    return result._replace(arrays={name: array.clone() for name, array in result.arrays.items()})
 
 
 def _is_trained(layer: nn.Module) -> bool:

@@ -6,25 +6,15 @@ The mathematics is that of `dpsgd.py`; a row of a layer's input is one example o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedsim.training.chain import Chain
+from fedsim.training.chain import Chain, Weights
 from fedsim.training.dpsgd import PrivateClient
 from fedsim.training.layer_gradients import RULES, Gradients, NoRule, Outer, Stacked
 from fedsim.training.objectives import IGNORED_TARGET, Objective, next_token, row_gradients, row_losses
 from fedsim.training.stack import Stack
-
-
-class Weighted(Protocol):
-    """Who holds the clients' weights: a `Stack`, or what stands in its place. sizes: rows that count in each one's batch."""
-
-    sizes: list[int]
-
-    def weights(self) -> list[Tensor]:
-        """(k, ...) of each parameter."""
 
 
 class PerExample:
@@ -112,7 +102,7 @@ def private_gradients(
 
 
 def private_step(
-    holder: Weighted,
+    holder: Weights,
     given: list[Gradients],
     clients: Sequence[PrivateClient],
     noises: Iterable[Tensor],
@@ -167,7 +157,7 @@ def _add_clipped(
 
 
 def _factors(
-    holder: Weighted, clients: Sequence[PrivateClient], given: list[Gradients], rows: int, bad: Tensor
+    holder: Weights, clients: Sequence[PrivateClient], given: list[Gradients], rows: int, bad: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(parameters, rows) by how much to multiply each row's gradients, 0 where it fills up; and (k,) how many are not clipped."""
     k, device = len(clients), bad.device
@@ -180,7 +170,7 @@ def _factors(
     return torch.where(counted & torch.isfinite(factors), factors, 0), unclipped
 
 
-def _adapt(holder: Weighted, clients: Sequence[PrivateClient], unclipped: Tensor, step: int) -> None:
+def _adapt(holder: Weights, clients: Sequence[PrivateClient], unclipped: Tensor, step: int) -> None:
     if clients[0].rule.clipping == "adaptive":
         for client, count, size in zip(clients, unclipped.tolist(), holder.sizes, strict=True):
             client.adapt(count - size / 2, step)

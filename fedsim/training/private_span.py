@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedsim.training.chain import Chain
 from fedsim.training.dpsgd import PrivateClient
-from fedsim.training.factored import bases_of
+from fedsim.training.factored import bases_of, sum_of_starts
 from fedsim.training.group import Member
 from fedsim.training.objectives import Objective
 from fedsim.training.private_lockstep import chain_gradients, private_step
@@ -33,27 +33,25 @@ class InSpans:
         self.stack, self.objective, self.members = stack, objective, members
         self.chain, self.first = Chain(self, chain.links, False), chain.links[0].weight
         self.clients, self.spans = _private(members)
-        self.bases = bases_of([member.initial for member in members])
-        self.bad = torch.zeros(len(members), dtype=torch.bool, device=members[0].data.x.device)
+        self.initial = [member.initial for member in members]
         self.sizes: list[int] = []
+        k, self.active = len(members), len(members)
+        self.width = max(len(span.rows) for span in self.spans)  # of the client that has most coordinates
         weight = stack.arrays[self.first]
-        self.width = max(1, *(len(span.rows) for span in self.spans))  # coordinates, of the client that has most
-        k, u = len(members), self.width
-        coordinates, basis = (
-            torch.zeros(k, u, u, dtype=weight.dtype),
-            torch.zeros(k, u, weight.shape[2]).to(weight.dtype),
-        )
-        for row, span in enumerate(self.spans):
-            own = len(span.rows)
-            coordinates[row, :own, :own], basis[row, :own] = span.coordinates, span.basis
-        self.coordinates, self.basis = coordinates.to(weight.device).flatten(0, 1), basis.to(weight.device)
-        targets = [member.data.y[span.rows.to(weight.device)] for member, span in zip(members, self.spans, strict=True)]
-        self.y = pad_sequence(targets, batch_first=True)
-        self.y = torch.nn.functional.pad(self.y, (0, u - self.y.shape[1])).flatten()
-        self.start = torch.cat([self.basis[a:b] @ arrays[self.first].mT for a, b, arrays in self.bases]).mT.contiguous()
-        stack.load([member.initial for member in members], but=self.first)
+        self.bad = torch.zeros(k, dtype=torch.bool, device=weight.device)
+        coordinates = torch.zeros(k * self.width + 1, self.width, dtype=weight.dtype)  # the last is of no row at all
+        basis = torch.zeros(k, self.width, weight.shape[2], dtype=weight.dtype)
+        y = members[0].data.y
+        self.y = y.new_zeros(k * self.width + 1, *y.shape[1:])
+        for row, (member, span) in enumerate(zip(members, self.spans, strict=True)):
+            start, own = row * self.width, len(span.rows)
+            coordinates[start : start + own, :own], basis[row, :own] = span.coordinates, span.basis
+            self.y[start : start + own] = member.data.y[span.rows.to(y.device)]
+        self.coordinates, self.basis = coordinates.to(weight.device), basis.to(weight.device)
+        starts = [self.basis[a:b] @ base[self.first].to(self.basis).mT for a, b, base in bases_of(self.initial)]
+        self.start = torch.cat(starts).mT.contiguous()
+        stack.load(self.initial, but=self.first)
         self.arrays = {name: array[:k] for name, array in stack.arrays.items()} | {self.first: self.start.clone()}
-        self.active = k
 
     def weight(self, name: str) -> Tensor:
         """(active, ...)."""
@@ -69,52 +67,59 @@ class InSpans:
         self.active, clients = active, self.clients[:active]
         places = [span.places[number] for span in self.spans[:active]]
         self.sizes = [len(own) for own in places]
-        rows = pad_sequence(
-            places, batch_first=True
-        )  # what fills up is a row of the client's own, and counts for nothing
+        rows = pad_sequence(places, batch_first=True, padding_value=-1)
         if rows.shape[1] == 0:
-            rows = rows.new_zeros(active, 1)
-        flat = (rows + torch.arange(active)[:, None] * self.width).flatten().to(self.y.device)
+            rows = rows.new_full((active, 1), -1)
+        rows = torch.where(rows < 0, len(self.y) - 1, rows + torch.arange(active)[:, None] * self.width)
+        flat = rows.flatten().to(self.y.device)
         given = chain_gradients(self.chain, self.objective, self.coordinates[flat], self.y[flat], self.stack.trained)
         noises = (client.noise_in_span(number, self.width) for client in clients)
         rates = [member.lr for member in self.members[:active]]
         private_step(self, given, clients, noises, len(flat), number, self.bad[:active], rates, decay)
 
     def finite(self) -> Tensor:
-        """(k,) whether all that a client has is finite."""
-        return finite_rows(self.arrays, len(self.members)) & ~self.bad
+        """(k,) whether all that a client has is finite, and what is to be added will be."""
+        most = torch.finfo(torch.float32).max / 100  # standard deviations
+        noises = torch.tensor([client.unseen_std() < most for client in self.clients], device=self.bad.device)
+        return finite_rows(self.arrays, len(self.members)) & noises & ~self.bad
 
     def client(self, row: int) -> Params:
-        """One client's arrays after its last step, under every name that the model's state dict has."""
-        return self._named({name: array[row] for name, array in self.arrays.items()}, [row], None)
+        """One client's arrays after its last step, under every name that the model's state dict has. To be asked for once."""
+        return self._named({name: array[row] for name, array in self.arrays.items()}, [row], [1.0])
 
     def total(self, weights: Tensor) -> Params:
-        """The sum of the clients' arrays, each times its weight. weights: (k,); one of weight 0 is left out."""
-        others = {name: array for name, array in self.arrays.items() if name != self.first}
-        return self._named(weighted_sum(others, weights), weights.nonzero().flatten().tolist(), weights)
+        """The sum of the clients' arrays, each times its weight. weights: (k,); one of weight 0 is left out.
 
-    def _named(self, found: Params, rows: list[int], weights: Tensor | None) -> Params:
-        """Arrays by every name, with the first layer's: the sum over these clients, times their weights where there are any.
+        Of each client to be asked for once.
+        """
+        others = {name: array for name, array in self.arrays.items() if name != self.first}
+        rows = weights.nonzero().flatten()
+        return self._named(weighted_sum(others, weights), rows.tolist(), weights[rows].tolist())
+
+    def _named(self, found: Params, rows: list[int], weights: list[float]) -> Params:
+        """Arrays by every name, with the first layer's: the sum over these clients, each times its weight.
 
         Of a client: what it began at and the unseen noise, in which what lies in the span makes room for what it learnt there.
         """
-        total, rest = torch.zeros_like(self.stack.arrays[self.first][0]), list[Tensor]()
-        shares = [1.0] * len(self.members) if weights is None else weights.tolist()
-        for row in rows:
-            weight = shares[row]
-            client = self.clients[row]
-            kept = (1 - self.members[row].lr * client.settings.weight_decay) ** client.steps
-            own = client.unseen_noise().to(total)
-            total.add_(own, alpha=weight)
-            inside = own @ self.basis[row].mT + kept * self.start[row]
-            rest.append((self.arrays[self.first][row] - inside) * weight)
-            for start, stop, arrays in self.bases:
-                if start <= row < stop:
-                    total.add_(arrays[self.first], alpha=weight * kept)
-        total.addmm_(torch.cat(rest, 1), self.basis[rows].flatten(0, 1))
+        kept = [
+            (1 - self.members[row].lr * self.clients[row].settings.weight_decay) ** self.clients[row].steps
+            for row in rows
+        ]
+        left = [weight * share for weight, share in zip(weights, kept, strict=True)]
+        total = sum_of_starts([self.initial[row] for row in rows], left, [self.first])[self.first].to(self.basis)
+        learnt = []
+        for row, weight, share in zip(rows, weights, kept, strict=True):
+            noise = self.clients[row].unseen_noise().to(total)
+            total.add_(noise, alpha=weight)
+            learnt.append(
+                (self.arrays[self.first][row] - noise @ self.basis[row].mT - share * self.start[row]) * weight
+            )
+        total.addmm_(torch.cat(learnt, 1), self.basis[rows].flatten(0, 1))
         return {name: total if first == self.first else found[first] for name, first in self.stack.aliases.items()}
 
 
 def _private(members: Sequence[Member]) -> tuple[list[PrivateClient], list[Span]]:
     clients = [member.private for member in members if member.private is not None]
-    return clients, [client.span for client in clients if client.span is not None]
+    spans = [client.span for client in clients if client.span is not None]
+    assert len(spans) == len(members), "each has one"
+    return clients, spans

@@ -3,8 +3,9 @@
 A device's steps look at the first layer's weights W only through what these make of its own inputs: with P the projection onto
 the span of the rows that its batches draw, W a = W P a for every row a. A step's noise N falls into N P and N (I - P), which
 for a Gaussian are independent. Gradients follow from the first alone, and of the second nothing is seen before the round ends.
-So what a round releases has the same distribution where N P is drawn at each step and the rest once, with the variance of its
-sum: sum over steps of c_t N_t (I - P) ~ N(0, (sum of c_t^2 sigma_t^2) (I - P)), with c_t from `Coefficients`.
+So what a round releases has the same distribution, up to rounding, where N P is drawn at each step and the rest once, with the
+variance of its sum: sum over steps of c_t N_t (I - P) ~ N(0, (sum of c_t^2 sigma_t^2) (I - P)), with c_t by which step t is taken
+in the end (`last_coefficients`).
 
 P is of which rows were drawn, which is settled before any noise is. The promise is therefore that of noise drawn in full, for
 whoever sees what leaves the device; between two steps the weights inside lack noise in directions that no one has looked at.
@@ -25,8 +26,8 @@ from fedsim.training.client_half import ClientHalf
 from fedsim.training.objectives import ONE_TARGET, Objective
 from fedsim.training.settings import LocalTraining
 
-MOST_ROWS = 0.25
-"""Rows of a span, for each number of an input: beyond it the span costs what it saves."""
+MOST_ROWS_PER_INPUT = 0.25
+"""Of a span, for each number of an example: beyond it the span costs what it saves."""
 
 
 class FirstLayer(NamedTuple):
@@ -41,9 +42,9 @@ class FirstLayer(NamedTuple):
         """Of the weight."""
         return self.outputs * self.inputs
 
-    def is_saved_by(self, rows: int) -> bool:
-        """Whether draws in the span of so many rows are enough fewer to pay for the span."""
-        return rows <= MOST_ROWS * self.inputs
+    def pays_for(self, rows: int) -> bool:
+        """Whether draws in the span of so many rows are few enough to pay for the span."""
+        return rows <= MOST_ROWS_PER_INPUT * self.inputs
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,10 @@ def span_of(x: Tensor, batches: Sequence[Tensor], first: FirstLayer) -> Span | N
 
     The basis is that of a Householder QR, which is orthonormal even where rows repeat or depend on one another.
     """
-    if len(batches) < 2 or not (first.flattens or x.dim() == 2):
+    if len(batches) < 2 or not (first.flattens or x.dim() == 2) or x.dtype not in (torch.float32, torch.float64):
         return None
     rows = torch.cat([*batches]).unique()
-    if not first.is_saved_by(len(rows)):
+    if not first.pays_for(len(rows)):
         return None
     inputs = x[rows.to(x.device)].flatten(1).cpu()  # a GPU's own QR of matrices of this size is no quicker
     if not bool(torch.isfinite(inputs).all()):

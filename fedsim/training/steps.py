@@ -88,30 +88,18 @@ class SGD:
         torch._foreach_add_(weights, gradients, alpha=-self.lr)
 
 
-class Coefficients:
-    """beta_t and c_ts by the recurrence of torch.optim.SGD, which is that of numbers: v <- momentum v + g + decay W; W <- W - lr v.
-
-    table: [t] is beta_t and [c_t0, c_t1 ...]. The first v is the first gradient.
-    """
-
-    def __init__(self, settings: LocalTraining, lr: float, steps: int) -> None:
-        base, velocity = 1.0, 0.0
-        taken, velocities = list[float](), list[float]()
-        self.table = [(base, taken)]
-        for _ in range(steps):
-            velocity = settings.momentum * velocity + settings.weight_decay * base
-            grown = zip([*velocities, 0.0], [*taken, 0.0], strict=True)
-            velocities = [settings.momentum * v - settings.weight_decay * c for v, c in grown]
-            velocities[-1] += 1
-            base -= lr * velocity
-            taken = [c + lr * v for c, v in zip([*taken, 0.0], velocities, strict=True)]
-            self.table.append((base, taken))
-
-
 @lru_cache(maxsize=256)
-def last_coefficients(settings: LocalTraining, lr: float, steps: int) -> list[float]:
-    """By how much each step's gradient is taken once all are made."""
-    return Coefficients(settings, lr, steps).table[steps][1]
+def last_coefficients(settings: LocalTraining, lr: float, steps: int) -> tuple[float, ...]:
+    """By how much each step's gradient is taken from the weights in the end, by torch.optim.SGD's recurrence.
+
+    It is one recurrence for all of them: what a gradient has done only depends on how many steps followed.
+    """
+    velocity, taken, by_age = 1.0, 0.0, list[float]()
+    for _ in range(steps):
+        taken += lr * velocity
+        by_age.append(taken)
+        velocity = settings.momentum * velocity - settings.weight_decay * taken
+    return tuple(reversed(by_age))
 
 
 def clip_each(gradients: list[Tensor], max_norm: float) -> None:
