@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -268,13 +269,15 @@ def test_what_a_sweep_leaves_in_the_studys_folder(tmp_path: Path) -> None:
         runs_of(study, "small", sweeps)
 
 
-def test_the_readme_shows_that_a_promise_costs_less_in_larger_populations() -> None:
-    readme = FOLDER / "privacy_vs_clients" / "README.md"
-    found = stated(readme, "small")
-    assert list(found) == ["10", "100", "1,000"] and len(found["10"]) == 5
+@pytest.mark.parametrize(
+    ("size", "populations"), [("small", ["10", "100", "1,000"]), ("full", ["10", "100", "1,000", "10,000"])]
+)
+def test_the_readme_shows_that_a_promise_costs_less_in_larger_populations(size: str, populations: list[str]) -> None:
+    found = stated(FOLDER / "privacy_vs_clients" / "README.md", size)
+    assert list(found) == populations and len(found["10"]) == 5
     for column in (name for name in found["10"] if name != "no privacy"):
-        few, more, most = (found[clients][column] for clients in found)
-        assert few.mean + few.half < more.mean - more.half and more.mean + more.half < most.mean - most.half
+        for fewer, more in pairwise(found[clients][column] for clients in populations):
+            assert fewer.mean + fewer.half < more.mean - more.half
 
 
 def test_the_readme_shows_that_error_feedback_gives_back_at_least_half_of_what_top_k_loses() -> None:
