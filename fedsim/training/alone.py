@@ -20,7 +20,7 @@ from fedsim.training.client_half import ClientHalf, Device
 from fedsim.training.dpsgd import DPSGD, KEPT, PrivateSteps
 from fedsim.training.objectives import Objective
 from fedsim.training.settings import LocalTraining
-from fedsim.training.span import first_layer
+from fedsim.training.span import FirstLayer, first_layer
 from fedsim.training.steps import clip_gradients, make_step
 from fedsim.training.updates import ClientFailure, ClientUpdate, batches, check_metrics, no_batch, not_finite
 from fedsim.types import ClientData, FedsimError, Params
@@ -57,6 +57,7 @@ class Alone:
     smallest_batch: int
     local_steps: DPSGD | None
     _way: str | None = field(default=None, init=False, repr=False)
+    _first: FirstLayer | None = field(default=None, init=False, repr=False)
 
     def train(
         self,
@@ -116,10 +117,11 @@ class Alone:
             return PlainSteps(self.model, self.objective, half, self.settings, data, generator, self.smallest_batch)
         if self._way is None:
             self._way = per_example.choose(self.local_steps.way, self.model, self.objective, data.x, data.y)
+            self._first = first_layer(self.model, self.objective, self.settings, self.client_half)
         model, objective, settings = self.model, self.objective, self.settings
         private = PrivateSteps(self.local_steps, self._way, model, objective, settings, data, state, round)
-        if (first := first_layer(model, objective, settings, self.client_half)) is not None:
-            private.keep_to_span(first)
+        if self._first is not None:
+            private.keep_to_span(self._first)
         return private
 
     def _fit(self, kind: LocalSteps, round: int) -> int:

@@ -89,14 +89,21 @@ class Group:
 
     def __init__(self, members: list[Member]) -> None:
         self.members = members
-        one = len(members) == 1
-        self.x = members[0].data.x if one else torch.cat([member.data.x for member in members])
-        self.y = members[0].data.y if one else torch.cat([member.data.y for member in members])
         ends = torch.tensor([len(member.data.x) for member in members]).cumsum(0)
         self.offsets = [0, *ends.tolist()]
         self.relative_lr: Tensor | None = None
         self.losses: list[Tensor] = []
         self.rows: list[int] = []
+
+    @cached_property
+    def x(self) -> Tensor:
+        """(n, ...) of all members, one after the other; clients that keep to a span do without."""
+        return _joined([member.data.x for member in self.members])
+
+    @cached_property
+    def y(self) -> Tensor:
+        """(n, ...) as x."""
+        return _joined([member.data.y for member in self.members])
 
     def at_own_lr(self, gradient: Tensor) -> Tensor:
         """(k, ...) gradients of the active members such that one step at the largest rate is each one's at its own."""
@@ -176,6 +183,10 @@ class Group:
                 counts[row] += self.rows[place]
                 place += 1
         return [{"train_loss": total / count} for total, count in zip(totals, counts, strict=True)]
+
+
+def _joined(arrays: list[Tensor]) -> Tensor:
+    return arrays[0] if len(arrays) == 1 else torch.cat(arrays)
 
 
 def alike(one: Recipe, other: Recipe) -> bool:

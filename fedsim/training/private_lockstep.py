@@ -114,7 +114,7 @@ def private_step(
 ) -> None:
     """The same gradients as one plain step of SGD, added to the weights as they come: their sum is nowhere written out.
 
-    For batches that are taken whole and whose rows are finite, or that are all full; see `whole_batches`.
+    For batches that are taken whole, of which none is empty (`whole_batches`) or what fills them up is finite.
 
     given: of all `rows`. noises: each client's, flat. rates: each client's learning rate. decay: what weights are multiplied by.
     """
